@@ -1,0 +1,12 @@
+"""The one exception class of the package, for states; bad arguments are ValueError or TypeError."""
+
+from __future__ import annotations
+
+
+class SteerfastError(RuntimeError):
+    """The package or the model is in a state in which the call cannot be honoured.
+
+    Raised, for example, when a model is attached twice, when a backend asked for by name was not
+    built, or when a forward pass gives no way to tell the positions of its tokens. Wrong arguments
+    raise ``ValueError`` or ``TypeError`` instead.
+    """

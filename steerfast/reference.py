@@ -1,0 +1,117 @@
+"""The definition: every op of the package in plain torch, any dtype, any device, differentiable.
+
+The compiled backends are tested against these functions. ``compute=torch.float64`` evaluates the same
+formula in double precision, from the same rounded ``h``; ``steerfast.testing`` builds its bounds on that.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# One record per (site, slot): [bank row of the delta or -1, finish, first reading term, their number].
+RECORD_WIDTH = 4
+FINISH_CODES = {"none": 0, "preserve": 1, "shrink": 2}
+
+
+class Steering(NamedTuple):
+    """What one site's kernel reads. All tensors on the device of the stream.
+
+    row_slot: [N] int32, the slot of each row; -1 means not steered.
+    row_gain: [N] float32, the schedule's gain g; 0 means not steered.
+    records: [S, 4] int32, this site's record of each slot: delta row in ``bank`` (-1: no active term),
+        finish code (0 none, 1 preserve, 2 shrink), and two fields reserved for reading terms.
+    bank: [V, D] float32, the deltas of all slots and sites.
+    """
+
+    row_slot: Tensor
+    row_gain: Tensor
+    records: Tensor
+    bank: Tensor
+
+
+def rms_norm(stream: Tensor, weight: Tensor, eps: float, compute: torch.dtype = torch.float32) -> Tensor:
+    """``weight * round_T(s * rsqrt(mean(s^2) + eps))``, s = stream in float32: LlamaRMSNorm's rounding order.
+
+    stream: [..., D] of dtype T. weight: [D] of dtype T or float32; the result has their promoted
+    dtype, as in transformers.
+    """
+    wide = stream.to(compute)
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if compute is torch.float64:
+        return weight.to(compute) * normed
+    return weight * normed.to(stream.dtype)
+
+
+def steer_rows(h: Tensor, steering: Steering, compute: torch.dtype = torch.float32) -> Tensor:
+    """``finish(h + g * delta[slot])`` for the active rows, h itself for the others; not rounded.
+
+    h: [..., D]; its rows, flattened, are the N rows of ``steering``. Returns ``compute`` dtype.
+    A row is active when its slot is >= 0, its gain is not 0, and its slot's record names a delta.
+    ``preserve`` multiplies by |h|/|y|, ``shrink`` by min(1, |h|/|y|); both by 1 where |y| = 0.
+    """
+    rows = h.reshape(-1, h.shape[-1]).to(compute)
+    record = steering.records[steering.row_slot.clamp(min=0).long()]
+    delta_row, finish = record[:, 0], record[:, 1]
+    active = (steering.row_slot >= 0) & (delta_row >= 0) & (steering.row_gain != 0)
+    delta = steering.bank[delta_row.clamp(min=0).long()].to(compute)
+    y = rows + steering.row_gain.to(compute)[:, None] * delta
+    # The inner where keeps sqrt and division away from rows without a finish, so that gradients stay finite.
+    rescaled = (active & (finish > 0))[:, None]
+    before = torch.where(rescaled, rows, 1.0).pow(2).sum(-1, keepdim=True).sqrt()
+    after = torch.where(rescaled, y, 1.0).pow(2).sum(-1, keepdim=True).sqrt()
+    factor = torch.where(after > 0, before / torch.where(after > 0, after, 1.0), 1.0)
+    factor = torch.where((finish == FINISH_CODES["shrink"])[:, None], factor.clamp(max=1.0), factor)
+    y = torch.where(rescaled, y * factor, y)
+    return torch.where(active[:, None], y, rows).reshape(h.shape)
+
+
+def steer(stream: Tensor, steering: Steering) -> Tensor:
+    """Reference of ``steerfast.ops.steer``."""
+    return steer_rows(stream, steering).to(stream.dtype)
+
+
+def steer_add(x: Tensor, residual: Tensor, steering: Steering) -> Tensor:
+    """Reference of ``steerfast.ops.steer_add``."""
+    h = residual + x
+    return steer_rows(h, steering).to(h.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Reference of ``steerfast.ops.add_rms_norm``."""
+    stream = residual + x
+    return stream, rms_norm(stream, weight, eps)
+
+
+def steer_add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, steering: Steering
+) -> tuple[Tensor, Tensor]:
+    """Reference of ``steerfast.ops.steer_add_rms_norm``."""
+    stream = steer_add(x, residual, steering)
+    return stream, rms_norm(stream, weight, eps)
+
+
+def steer_rms_norm(
+    stream: Tensor, weight: Tensor, eps: float, steering: Steering
+) -> tuple[Tensor, Tensor]:
+    """Reference of ``steerfast.ops.steer_rms_norm``."""
+    steered = steer(stream, steering)
+    return steered, rms_norm(steered, weight, eps)
+
+
+def add_rms_norm_(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
+    """Reference of ``steerfast.ops.add_rms_norm_``."""
+    stream, normed = add_rms_norm(x, residual, weight, eps)
+    residual.copy_(stream)
+    x.copy_(normed)
+
+
+def steer_add_rms_norm_(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, steering: Steering
+) -> None:
+    """Reference of ``steerfast.ops.steer_add_rms_norm_``."""
+    stream, normed = steer_add_rms_norm(x, residual, weight, eps, steering)
+    residual.copy_(stream)
+    x.copy_(normed)
