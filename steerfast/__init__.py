@@ -1,3 +1,53 @@
-"""Activation steering fused into the residual stream of Llama models."""
+"""Activation steering fused into the residual stream of Llama models.
+
+attach(model) patches it; Plan and Term say what a request gets; extract makes vectors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from steerfast.errors import SteerfastError
+from steerfast.io import load_plan, load_vector, save_plan, save_vector
+from steerfast.plan import Plan, Term, steer
+from steerfast.vector import SteeringVector
+
+if TYPE_CHECKING:
+    from steerfast.extract import extract_corpora, extract_pairs
+    from steerfast.models import Handle, Report, attach
 
 __version__ = "0.1.0"
+
+_LAZY = {
+    "Handle": "steerfast.models",
+    "Report": "steerfast.models",
+    "attach": "steerfast.models",
+    "extract_corpora": "steerfast.extract",
+    "extract_pairs": "steerfast.extract",
+}
+
+__all__ = [
+    "Handle",
+    "Plan",
+    "Report",
+    "SteerfastError",
+    "SteeringVector",
+    "Term",
+    "attach",
+    "extract_corpora",
+    "extract_pairs",
+    "load_plan",
+    "load_vector",
+    "save_plan",
+    "save_vector",
+    "steer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Parts that load the compiled ops or transformers come on first use."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'steerfast' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,0 +1,146 @@
+"""Plans as JSON: the one schema of the command line, of files and of requests.
+
+A term's ``vector`` is an object (the values themselves, base64 float32: the plan is self-contained) or
+a string that the reader resolves: a name given by the caller, or a path beside the plan's file.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from steerfast.io.vectors import load_vector
+from steerfast.plan import Plan, Term
+from steerfast.vector import SteeringVector
+
+SCHEMA = "steerfast.plan/1"
+_PLAN_KEYS = {"schema", "terms", "finish"}
+_TERM_KEYS = {"vector", "vector_digest", "coefficient", "layers", "scale", "site", "select", "operator"}
+_VECTOR_KEYS = {"name", "directions", "stream_norms", "provenance"}
+
+Resolver = Callable[[str], SteeringVector]
+
+
+def plan_to_json(plan: Plan, *, inline: bool = True) -> str:
+    """JSON text of a plan. With ``inline=False`` vectors go by name, guarded by their digest."""
+    terms = []
+    for term in plan.terms:
+        entry: dict[str, Any] = {
+            "vector": _vector_to_json(term.vector) if inline else term.vector.name,
+            "coefficient": term.coefficient,
+            "layers": list(term.steered_layers),
+            "scale": term.scale,
+            "site": term.site,
+            "select": term.select,
+            "operator": term.operator,
+        }
+        if not inline:
+            entry["vector_digest"] = term.vector.digest
+        terms.append(entry)
+    return json.dumps({"schema": SCHEMA, "terms": terms, "finish": plan.finish})
+
+
+def plan_from_json(text: str, vectors: Mapping[str, SteeringVector] | Resolver | None = None) -> Plan:
+    """The plan of a JSON text. ``vectors`` resolves names: a mapping, or a function of the name.
+
+    Raises ValueError for text that is not JSON, a wrong schema, unknown keys (a misspelt key must not
+    be ignored), a name that nothing resolves, or a vector whose digest is not the one recorded.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"a plan is JSON, but this text is not: {error}") from error
+    if not isinstance(data, dict) or data.get("schema", SCHEMA) != SCHEMA:
+        raise ValueError(f"a plan is a JSON object of schema {SCHEMA!r}, got {str(data)[:80]!r}")
+    _no_other_keys("a plan", data, _PLAN_KEYS)
+    entries = data.get("terms")
+    if not isinstance(entries, list):
+        raise ValueError("a plan has a list 'terms'")
+    return Plan(tuple(_term(entry, vectors) for entry in entries), data.get("finish", "none"))
+
+
+def save_plan(plan: Plan, path: str | Path, *, inline: bool = True) -> Path:
+    """Write ``plan_to_json`` to a file; returns its path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(plan_to_json(plan, inline=inline), encoding="utf-8")
+    return path
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan file; a vector given as a string is a vector file, relative to the plan's folder."""
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    return plan_from_json(text, lambda name: load_vector(path.parent / name))
+
+
+def _term(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None) -> Term:
+    if not isinstance(entry, dict) or "vector" not in entry:
+        raise ValueError(f"a term is an object with at least 'vector', got {str(entry)[:80]!r}")
+    _no_other_keys("a term", entry, _TERM_KEYS)
+    vector = _vector(entry["vector"], vectors)
+    recorded = entry.get("vector_digest")
+    if recorded is not None and recorded != vector.digest:
+        raise ValueError(
+            f"the plan was written for another content of vector {vector.name!r} "
+            f"(digest {recorded[:12]}, found {vector.digest[:12]})"
+        )
+    layers = entry.get("layers")
+    options = {
+        key: entry[key] for key in ("coefficient", "scale", "site", "select", "operator") if key in entry
+    }
+    return Term(vector, layers=None if layers is None else tuple(layers), **options)
+
+
+def _vector(value: object, vectors: Mapping[str, SteeringVector] | Resolver | None) -> SteeringVector:
+    if isinstance(value, dict):
+        return _vector_from_json(value)
+    if not isinstance(value, str):
+        raise ValueError(f"a term's vector is a name or an object, got {value!r}")
+    if vectors is None:
+        raise ValueError(f"the plan names vector {value!r}, but no vectors were given to resolve it")
+    if callable(vectors):
+        return vectors(value)
+    if value not in vectors:
+        raise ValueError(f"the plan names vector {value!r}; known: {', '.join(sorted(vectors))}")
+    return vectors[value]
+
+
+def _vector_to_json(vector: SteeringVector) -> dict[str, Any]:
+    directions = {
+        str(layer): base64.b64encode(np.asarray(tensor.numpy(), dtype="<f4").tobytes()).decode()
+        for layer, tensor in vector.directions.items()
+    }
+    norms = {str(layer): norm for layer, norm in vector.stream_norms.items()}
+    provenance = dict(vector.provenance)
+    return {"name": vector.name, "directions": directions, "stream_norms": norms, "provenance": provenance}
+
+
+def _vector_from_json(data: dict[str, Any]) -> SteeringVector:
+    _no_other_keys("a vector", data, _VECTOR_KEYS)
+    try:
+        directions = {
+            int(layer): torch.from_numpy(
+                np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4").copy()
+            )
+            for layer, text in data["directions"].items()
+        }
+        norms = {int(layer): float(norm) for layer, norm in data.get("stream_norms", {}).items()}
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            "an inline vector has 'directions': {layer: base64 of little-endian float32}, "
+            f"and this one cannot be read: {error!r}"
+        ) from error
+    return SteeringVector(str(data.get("name", "")), directions, norms, data.get("provenance", {}))
+
+
+def _no_other_keys(what: str, data: Mapping[str, object], known: set[str]) -> None:
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ValueError(f"{what} has unknown keys {unknown}; known: {', '.join(sorted(known))}")

@@ -1,0 +1,57 @@
+"""The native vector format: safetensors, one float32 [D] tensor per layer, facts as JSON metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from steerfast.vector import LAYER_CONVENTION, SteeringVector
+
+FORMAT = "steerfast.vector/1"
+
+
+def save_vector(vector: SteeringVector, path: str | Path) -> Path:
+    """Write ``directions.<layer>`` tensors and, as metadata, name, norms and provenance. Returns the path.
+
+    The file appears whole or not at all: it is written beside its place and renamed.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "format": FORMAT,
+        "name": vector.name,
+        "layer_convention": LAYER_CONVENTION,
+        "stream_norms": {str(layer): norm for layer, norm in vector.stream_norms.items()},
+        "provenance": dict(vector.provenance),
+    }
+    tensors = {f"directions.{layer}": tensor for layer, tensor in vector.directions.items()}
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata={"steerfast": json.dumps(about)})
+    temporary.replace(path)
+    return path
+
+
+def load_vector(path: str | Path) -> SteeringVector:
+    """Read a vector file. FileNotFoundError if there is none; ValueError, with the path, if it is
+    truncated, of another format, or holds no valid vector."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no vector file at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from error
+    if "steerfast" not in metadata:
+        raise ValueError(f"{path} is a safetensors file, but not a steerfast vector: it has no 'steerfast' metadata")
+    about = json.loads(metadata["steerfast"])
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {about.get('format')!r}; this version reads {FORMAT!r}")
+    directions = {int(name.removeprefix("directions.")): tensor for name, tensor in tensors.items()}
+    norms = {int(layer): norm for layer, norm in about["stream_norms"].items()}
+    return SteeringVector(about["name"], directions, norms, about["provenance"])
