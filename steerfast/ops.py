@@ -7,6 +7,8 @@ go through the reference, which is differentiable; the compiled kernels are for 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,32 +39,32 @@ def _by_reference(name: str):  # type: ignore[no-untyped-def]
     return lambda *args: function(*args[:-4], Steering(*args[-4:]))
 
 
-def _fake_pair(stream: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    like = torch.empty(stream.shape, dtype=stream.dtype, device=stream.device)
-    return like, torch.empty(stream.shape, dtype=weight.dtype, device=stream.device)
+def _fake(name: str):  # type: ignore[no-untyped-def]
+    """Shapes and dtypes of the results. Real and meta tensors in one call land here too, so it checks."""
+    has_x, has_norm, steers = "add" in name, "norm" in name, name.startswith("steer")
+
+    def fake(*args):  # type: ignore[no-untyped-def]
+        given = list(args)
+        x = given.pop(0) if has_x else None
+        stream = given.pop(0)
+        weight = given.pop(0) if has_norm else None
+        steering = Steering(*args[-4:]) if steers else None
+        in_place = name.endswith("_")
+        _explain(name, stream, x=x, weight=weight, steering=steering, in_place=in_place)
+        if in_place:
+            return None
+        like = stream.new_empty(stream.shape)
+        return (like, stream.new_empty(stream.shape, dtype=weight.dtype)) if has_norm else like
+
+    return fake
 
 
-_FAKES = {
-    "add_rms_norm": lambda x, residual, weight, eps: _fake_pair(residual, weight),
-    "add_rms_norm_": lambda x, residual, weight, eps: None,
-    "steer_add_rms_norm": lambda x, residual, weight, eps, *steering: _fake_pair(residual, weight),
-    "steer_add_rms_norm_": lambda x, residual, weight, eps, *steering: None,
-    "steer_rms_norm": lambda stream, weight, eps, *steering: _fake_pair(stream, weight),
-    "steer_add": lambda x, residual, *steering: torch.empty(
-        residual.shape, dtype=residual.dtype, device=residual.device
-    ),
-    "steer": lambda stream, *steering: torch.empty(
-        stream.shape, dtype=stream.dtype, device=stream.device
-    ),
-}
-
-# The library objects own the registrations, so they live as long as the module. The tag says that
-# the kernels do not care about strides, so that Inductor need not copy inputs into eager's layout.
+# The library object owns the registrations, so it lives as long as the module.
 _library = torch.library.Library("steerfast", "DEF")  # noqa: TOR901
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema)
     _library.impl(_name, _by_reference(_name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"steerfast::{_name}", _FAKES[_name], lib=_library)
+    torch.library.register_fake(f"steerfast::{_name}", _fake(_name), lib=_library)
 backends.load()
 
 _add_rms_norm = torch.ops.steerfast.add_rms_norm.default
@@ -221,7 +223,7 @@ def _explain(
             f"{op}: x is {x.dtype} {list(x.shape)} but residual is {residual.dtype} "
             f"{list(residual.shape)}; both must be [..., D] of one dtype"
         )
-    width, count = residual.shape[-1], residual[..., :1].numel()
+    width, count = residual.shape[-1], math.prod(residual.shape[:-1])
     if weight is not None and (
         weight.shape != (width,) or weight.dtype not in ((residual.dtype, torch.float32))
     ):

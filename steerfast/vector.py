@@ -96,6 +96,11 @@ class SteeringVector:
         wanted = {layer: self.at(layer) for layer in layers}
         return replace(self, directions=wanted)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles go through plain dicts: a read-only mapping cannot be pickled."""
+        parts = (dict(self.directions), dict(self.stream_norms), dict(self.provenance))
+        return (SteeringVector, (self.name, *parts))
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SteeringVector):
             return NotImplemented

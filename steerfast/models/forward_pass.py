@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerfast import ops, reference
+from steerfast import ops, reference, triton_ops
 from steerfast.errors import SteerfastError
 from steerfast.reference import Steering
 from steerfast.route import Route
@@ -23,14 +23,16 @@ class ForwardPass:
         self.table = table
         self.route = Route(table.device)
         self.backend = backend
-        # The compiled and the reference backend have the same functions with the same arguments.
-        self.ops: ModuleType = reference if backend == "reference" else ops
+        # All have the same functions with the same arguments; ops covers both compiled backends.
+        by_name = {"reference": reference, "triton": triton_ops}
+        self.ops: ModuleType = by_name.get(backend, ops)
         self.site_records = list(table.records.unbind(0))
         self.requests: tuple[Entry | None, ...] = (None,)
         self.single = True  # one request for every row, as against one request per row
         self.prompt_lengths: Tensor | None = None
         self.row_slot, self.row_gain = self.route.buffers(1)
         self.shape = (0, 0)
+        self.fusing = True  # False where something wants to see every norm called
         self.generation: Generation | None = None
         self._routed_rows: int | None = None
         self._handed: tuple[Tensor, int | None, nn.Module, Tensor] | None = None
@@ -193,7 +195,7 @@ class Generation:
 
 def _version(tensor: Tensor) -> int | None:
     """The in-place counter where there is one: not while tracing, not for inference tensors."""
-    if torch.compiler.is_compiling() or tensor.is_inference():
+    if tensor.is_inference() or torch.compiler.is_compiling():
         return None
     return tensor._version
 

@@ -19,43 +19,45 @@ from steerfast.lowering import site_index
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.reference import Steering
 
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_hooks",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-)
-_GLOBAL_HOOKS = (
-    "_global_forward_pre_hooks",
-    "_global_forward_hooks",
-    "_global_backward_pre_hooks",
-    "_global_backward_hooks",
-)
-
-
 def _only_reads(hook: Any) -> bool:
     """transformers' own recorder of hidden states, which stays installed after its first use."""
     return getattr(hook, "__name__", "") == "output_capturing_hook"
 
 
 def _unobserved(module: nn.Module) -> bool:
-    """No hook on the module, and none on all modules, sees or changes what flows through it."""
-    for name in _HOOKS:
-        hooks = getattr(module, name)
-        if hooks and not all(_only_reads(hook) for hook in hooks.values()):
-            return False
-    return not any(getattr(torch_module, name) for name in _GLOBAL_HOOKS)
+    """No hook on the module sees or changes what flows through it."""
+    if not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
+        return True
+    return (
+        not (module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+        and all(_only_reads(hook) for hook in module._forward_hooks.values())
+    )
+
+
+def _global_hooks() -> bool:
+    """A hook on all modules (a profiler's, a tracer's) wants to see every norm called."""
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
 
 
 def _at_hand(norm: nn.Module, stream: Tensor, ours: Any = None) -> bool:
     """The kernel may stand in for this norm: nobody watches or replaces it, and its weight is a plain
     tensor on the stream's device (offloading libraries keep it elsewhere until the norm is called)."""
-    weight = norm.weight
+    weight = norm._parameters.get("weight")
     return (
         norm.__dict__.get("forward") is ours
-        and type(weight) in (nn.Parameter, Tensor)
+        and type(weight) is nn.Parameter
         and weight.device == stream.device
-        and weight.dtype in (stream.dtype, torch.float32)
+        and (weight.dtype is stream.dtype or weight.dtype is torch.float32)
         and _unobserved(norm)
     )
 
@@ -66,13 +68,15 @@ class SteeredLayer:
     def __init__(self, layer: nn.Module, index: int, shared: ForwardPass) -> None:
         self.layer = layer
         self.shared = shared
+        self.input_norm: nn.Module = layer.input_layernorm  # type: ignore[assignment]
+        self.mid_norm: nn.Module = layer.post_attention_layernorm  # type: ignore[assignment]
         self.is_first = index == 0
         self.mid_site = site_index("resid_mid", index)
         self.post_site = site_index("resid_post", index)
         # Set by attach: what runs next. The final norm is called as a module, so it has no forward of ours
         # to compare with but its own; a layer's input norm must have none.
         self.next_layer: nn.Module | None = None
-        self.next_norm: nn.Module = layer.input_layernorm  # type: ignore[assignment]
+        self.next_norm: nn.Module = self.input_norm
         self.next_forward: Any = None
         self.next_norm_forward: Any = None
 
@@ -121,27 +125,29 @@ class SteeredLayer:
         post: Steering,
         hand_over: bool,
     ) -> Tensor:
-        layer, shared = self.layer, self.shared
-        input_norm: nn.Module = layer.input_layernorm  # type: ignore[assignment]
-        mid_norm: nn.Module = layer.post_attention_layernorm  # type: ignore[assignment]
+        layer, shared, input_norm, mid_norm = self.layer, self.shared, self.input_norm, self.mid_norm
+        fusing = shared.fusing
         stream = hidden_states
         if pre is not None:
-            stream, normed = self._steer_norm(stream, input_norm, pre)
+            stream, normed = self._steer_norm(stream, pre)
         else:
             taken = shared.take(stream, input_norm) if hand_over else None
             normed = input_norm(stream) if taken is None else taken
         branch, _ = layer.self_attn(hidden_states=normed, **attention)  # type: ignore[operator]
-        branch, stream = _same_dtype(branch, stream)
-        if _at_hand(mid_norm, stream):
+        if branch.dtype is not stream.dtype:
+            branch, stream = _same_dtype(branch, stream)
+        if fusing and _at_hand(mid_norm, stream):
             stream, normed = shared.ops.steer_add_rms_norm(
                 branch, stream, mid_norm.weight, mid_norm.variance_epsilon, mid
             )
         else:
             stream = shared.ops.steer_add(branch, stream, mid)
             normed = mid_norm(stream)
-        branch, stream = _same_dtype(layer.mlp(normed), stream)  # type: ignore[operator]
+        branch = layer.mlp(normed)  # type: ignore[operator]
+        if branch.dtype is not stream.dtype:
+            branch, stream = _same_dtype(branch, stream)
         norm = self.next_norm
-        if not (hand_over and self._next_is_ours(stream)):
+        if not (fusing and hand_over and self._next_is_ours(stream)):
             out: Tensor = shared.ops.steer_add(branch, stream, post)
             return out
         stream, normed = shared.ops.steer_add_rms_norm(
@@ -150,9 +156,10 @@ class SteeredLayer:
         shared.offer(stream, norm, normed)
         return stream
 
-    def _steer_norm(self, stream: Tensor, norm: nn.Module, pre: Steering) -> tuple[Tensor, Tensor]:
+    def _steer_norm(self, stream: Tensor, pre: Steering) -> tuple[Tensor, Tensor]:
         """resid_pre of layer 0: there is no branch to add."""
-        if _at_hand(norm, stream):
+        norm = self.input_norm
+        if self.shared.fusing and _at_hand(norm, stream):
             pair: tuple[Tensor, Tensor] = self.shared.ops.steer_rms_norm(
                 stream, norm.weight, norm.variance_epsilon, pre
             )
@@ -171,8 +178,6 @@ class SteeredLayer:
 
 def _same_dtype(branch: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
     """Under autocast the branch is narrower than the stream; eager addition widens it."""
-    if branch.dtype == stream.dtype:
-        return branch, stream
     wide = torch.promote_types(branch.dtype, stream.dtype)
     return branch.to(wide), stream.to(wide)
 
@@ -209,6 +214,7 @@ class SteeredModel:
             weight = self.model.embed_tokens.weight  # type: ignore[union-attr]
             device = given.device if weight.device.type == "meta" else weight.device  # type: ignore[union-attr]
             shape = given.shape[:2]
+            self.shared.fusing = not _global_hooks()
             self.shared.begin(shape, attention_mask, position_ids, past_key_values, device)  # type: ignore[arg-type]
         return self.original(
             input_ids=input_ids,

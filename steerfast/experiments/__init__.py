@@ -1,0 +1,1 @@
+"""What is measured with a patched model: dose-response curves and decode speed, so far."""
