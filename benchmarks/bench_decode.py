@@ -39,8 +39,12 @@ def every_layer(model: torch.nn.Module) -> Plan:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="folder or hub id of a Llama; default SmolLM2-135M-Instruct")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: what this device multiplies fastest")
+    parser.add_argument(
+        "--model", help="folder or hub id of a Llama; default SmolLM2-135M-Instruct"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="default: what this device multiplies fastest"
+    )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--quick", action="store_true", help="200 steps")
@@ -50,7 +54,12 @@ def main() -> None:
     loaded = load_model(arguments.model, dtype=DTYPES[arguments.dtype] if arguments.dtype else None)
     steps = 200 if arguments.quick else arguments.steps
     times = step_times(
-        loaded.model, every_layer(loaded.model), batch=arguments.batch, steps=steps, control=True, seed=SEED
+        loaded.model,
+        every_layer(loaded.model),
+        batch=arguments.batch,
+        steps=steps,
+        control=True,
+        seed=SEED,
     )
     ratios = {
         "steered_over_stock": harness.ratio_interval(times["steered"], times["stock"]),
@@ -69,9 +78,15 @@ def main() -> None:
         **harness.setting(SEED),
     }
     for name, time in line["ms"].items():
-        print(f"{name:>12} {time['median']:7.2f} ms  [{time['p20']:.2f}, {time['p80']:.2f}]", file=sys.stderr)
+        print(
+            f"{name:>12} {time['median']:7.2f} ms  [{time['p20']:.2f}, {time['p80']:.2f}]",
+            file=sys.stderr,
+        )
     for name, ratio in ratios.items():
-        print(f"{name:>22} {ratio['ratio']:.3f}  95% [{ratio['low']:.3f}, {ratio['high']:.3f}]", file=sys.stderr)
+        print(
+            f"{name:>22} {ratio['ratio']:.3f}  95% [{ratio['low']:.3f}, {ratio['high']:.3f}]",
+            file=sys.stderr,
+        )
     if arguments.save:
         print(f"appended to {harness.save('decode', [line])}", file=sys.stderr)
     if arguments.json:

@@ -1,10 +1,10 @@
 """The fused ops against what eager Llama with a steering hook does, allocation included.
 
-    eager       residual + x in a module, a forward hook adding coefficient * vector, LlamaRMSNorm
-    unsteered   steer_add_rms_norm, every row in slot -1
-    steered     steer_add_rms_norm, every row in slot 0
-    steered A/A the same again
-    plain       add_rms_norm, which takes no steering arguments
+eager       residual + x in a module, a forward hook adding coefficient * vector, LlamaRMSNorm
+unsteered   steer_add_rms_norm, every row in slot -1
+steered     steer_add_rms_norm, every row in slot 0
+steered A/A the same again
+plain       add_rms_norm, which takes no steering arguments
 """
 
 from __future__ import annotations
@@ -89,7 +89,10 @@ def measure(cases: list[tuple[str, int, int]], rounds: int) -> list[dict[str, An
         lines.append({"bench": "ops", "dtype": dtype, "D": width, "N": rows, "us": times, **ratios})
         shown = "  ".join(f"{name} {value:9.1f}" for name, value in median.items())
         speedup, over = ratios["speedup_vs_eager"], ratios["steered_over_unsteered"]
-        print(f"{dtype:>9} D={width} N={rows:<5} us: {shown}   x{speedup:.1f}  {over:.3f}", file=sys.stderr)
+        print(
+            f"{dtype:>9} D={width} N={rows:<5} us: {shown}   x{speedup:.1f}  {over:.3f}",
+            file=sys.stderr,
+        )
     return lines
 
 
@@ -100,16 +103,24 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="append to results/ops.jsonl")
     arguments = parser.parse_args()
     cases = QUICK if arguments.quick else [(t, d, n) for t in DTYPES for d in WIDTHS for n in ROWS]
-    lines = [{**line, **harness.setting(SEED)} for line in measure(cases, 15 if arguments.quick else 9)]
+    lines = [
+        {**line, **harness.setting(SEED)} for line in measure(cases, 15 if arguments.quick else 9)
+    ]
     if arguments.save:
         print(f"appended to {harness.save('ops', lines)}", file=sys.stderr)
     if arguments.json:
-        found = {f"N{line['N']}": line for line in lines if (line["dtype"], line["D"]) == ("bfloat16", 4096)}
+        found = {
+            f"N{line['N']}": line
+            for line in lines
+            if (line["dtype"], line["D"]) == ("bfloat16", 4096)
+        }
         over = {name: line["steered_over_unsteered"] for name, line in found.items()}
         print(
             json.dumps(
                 {
-                    "speedup_vs_eager": {name: line["speedup_vs_eager"] for name, line in found.items()},
+                    "speedup_vs_eager": {
+                        name: line["speedup_vs_eager"] for name, line in found.items()
+                    },
                     "steered_over_unsteered": over["N1"],
                     "steered_over_unsteered_by_rows": over,
                     "a_over_a": {name: line["a_over_a"] for name, line in found.items()},

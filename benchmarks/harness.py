@@ -65,7 +65,11 @@ def ratio_interval(above: list[float], below: list[float], seed: int = 0) -> dic
     medians = pairs[:, picks].median(-1).values
     ratios = (medians[0] / medians[1]).sort().values
     whole = pairs.median(-1).values
-    return {"ratio": float(whole[0] / whole[1]), "low": float(ratios[50]), "high": float(ratios[1949])}
+    return {
+        "ratio": float(whole[0] / whole[1]),
+        "low": float(ratios[50]),
+        "high": float(ratios[1949]),
+    }
 
 
 def setting(seed: int) -> dict[str, Any]:
@@ -74,7 +78,8 @@ def setting(seed: int) -> dict[str, Any]:
 
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain") else ""),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("-dirty" if _git("status", "--porcelain") else ""),
         "device": device_name(),
         "threads": torch.get_num_threads(),
         "versions": {
@@ -115,7 +120,10 @@ def save(name: str, lines: list[dict[str, Any]]) -> Path:
 def _git(*arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -49,10 +49,12 @@ def load() -> None:
 def _load_library(name: str) -> None:
     path = _LIBRARIES / f"libsteerfast_{name}.so"
     if not path.exists():
-        _load_errors[name] = f"not built; run STEERFAST_BUILD={name} pip install --no-build-isolation -e ."
+        _load_errors[name] = (
+            f"not built; run STEERFAST_BUILD={name} pip install --no-build-isolation -e ."
+        )
         return
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
         _load_errors[name] = f"built, but does not load: {error}"
 
@@ -62,7 +64,9 @@ def select_cpu_isa(name: str) -> None:
     if "cpu" in _load_errors:
         raise SteerfastError(f"no CPU kernel to choose from: {_load_errors['cpu']}")
     if not torch.ops.steerfast.select_cpu_isa(name):
-        raise SteerfastError(f"instruction set {name!r} is not built or not supported here; try baseline")
+        raise SteerfastError(
+            f"instruction set {name!r} is not built or not supported here; try baseline"
+        )
 
 
 def build_info() -> dict[str, Any] | None:
@@ -77,7 +81,9 @@ def build_info() -> dict[str, Any] | None:
 def statuses() -> list[Status]:
     """Every backend in the order of preference."""
     load()
-    found = [Status("cuda", "cuda" not in _load_errors and torch.cuda.is_available(), _cuda_detail())]
+    found = [
+        Status("cuda", "cuda" not in _load_errors and torch.cuda.is_available(), _cuda_detail())
+    ]
     found.append(_triton_status())
     if "cpu" in _load_errors:
         found.append(Status("cpu", False, _load_errors["cpu"]))

@@ -28,10 +28,15 @@ screen = Console(stderr=True)
 JsonFlag = Annotated[bool, typer.Option("--json", help="Last line of stdout: one JSON object.")]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Folder, GGUF file or hub id of a Llama; default SmolLM2-135M-Instruct."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="Folder, GGUF file or hub id of a Llama; default SmolLM2-135M-Instruct.",
+    ),
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; default what this device multiplies fastest.")
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16; default what this device multiplies fastest."),
 ]
 
 
@@ -47,7 +52,12 @@ def main() -> None:
 @contextmanager
 def stages() -> Iterator[Callable[[str, int], Callable[[], None]]]:
     """Progress bars, one per stage, on stderr."""
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=screen) as progress:
 
         def stage(what: str, steps: int) -> Callable[[], None]:
@@ -80,11 +90,19 @@ def env(json_: JsonFlag = False) -> None:
     from steerfast.environment import describe
 
     facts = describe()
-    table = Table("backend", "", "detail", title=f"steerfast {facts['versions']['steerfast']}", title_justify="left")
+    table = Table(
+        "backend",
+        "",
+        "detail",
+        title=f"steerfast {facts['versions']['steerfast']}",
+        title_justify="left",
+    )
     for status in facts["backends"]:
         table.add_row(status["name"], "yes" if status["available"] else "no", status["detail"])
     screen.print(table)
-    screen.print("auto: " + ", ".join(f"{backend} on {device}" for device, backend in facts["auto"].items()))
+    screen.print(
+        "auto: " + ", ".join(f"{backend} on {device}" for device, backend in facts["auto"].items())
+    )
     for name, value in facts["versions"].items():
         screen.print(f"  {name:<14}{value}", highlight=False)
     screen.print(f"  {'built':<14}{facts['build']}", highlight=False)
@@ -95,8 +113,12 @@ def env(json_: JsonFlag = False) -> None:
 def demo(
     model: ModelOption = None,
     dtype: DtypeOption = None,
-    direction: Annotated[str, typer.Option(help="Shipped direction to show generations of.")] = "sentiment",
-    out: Annotated[Path, typer.Option(help="Folder for vectors and plot.")] = Path("steerfast-demo"),
+    direction: Annotated[
+        str, typer.Option(help="Shipped direction to show generations of.")
+    ] = "sentiment",
+    out: Annotated[Path, typer.Option(help="Folder for vectors and plot.")] = Path(
+        "steerfast-demo"
+    ),
     quick: Annotated[bool, typer.Option(help="A smoke test: fewer pairs and steps.")] = False,
     json_: JsonFlag = False,
 ) -> None:
@@ -109,17 +131,25 @@ def demo(
     with stages() as stage:
         result = experiment.run(loaded, stage, direction=direction, quick=quick)
     assert result.ms_per_token is not None
-    paths = {name: str(save_vector(v, out / f"{name}.safetensors")) for name, v in result.vectors.items()}
+    paths = {
+        name: str(save_vector(v, out / f"{name}.safetensors")) for name, v in result.vectors.items()
+    }
     title = f"{result.model}, layer {result.layer} steered"
     paths["plot"] = str(plot_dose_response(result.dose_response, title, out / "dose_response.svg"))
 
-    table = Table("coefficient", "text", title=f"{direction}, layer {result.layer}", show_lines=True)
+    table = Table(
+        "coefficient", "text", title=f"{direction}, layer {result.layer}", show_lines=True
+    )
     for row in result.generations:
         if row["coefficient"] == experiment.GENERATION_COEFFICIENTS[0]:
             table.add_row("[dim]prompt[/dim]", f"[bold]{row['prompt']}[/bold]")
-        table.add_row(f"{row['coefficient']:+.2f}" if row["coefficient"] else "unsteered", row["text"])
+        table.add_row(
+            f"{row['coefficient']:+.2f}" if row["coefficient"] else "unsteered", row["text"]
+        )
     screen.print(table)
-    curves = Table("direction", *[f"{c:+.2f}" for c, _, _ in next(iter(result.dose_response.values()))])
+    curves = Table(
+        "direction", *[f"{c:+.2f}" for c, _, _ in next(iter(result.dose_response.values()))]
+    )
     curves.title = "effect on held-out pairs, nats (random control below)"
     for name, points in result.dose_response.items():
         curves.add_row(name, *[f"{point.effect:+.2f}" for point in points])
@@ -137,8 +167,14 @@ def demo(
             "model": result.model,
             "layer": result.layer,
             "generations": result.generations,
-            "dose_response": {name: [list(p) for p in points] for name, points in result.dose_response.items()},
-            "ms_per_token": {"stock": speed.stock, "patched": speed.patched, "steered": speed.steered},
+            "dose_response": {
+                name: [list(p) for p in points] for name, points in result.dose_response.items()
+            },
+            "ms_per_token": {
+                "stock": speed.stock,
+                "patched": speed.patched,
+                "steered": speed.steered,
+            },
             "steps": speed.steps,
             "paths": paths,
         },
@@ -152,13 +188,26 @@ def extract(
         str | None, typer.Option(help="Contrast pairs: a shipped set by name, or a JSON file.")
     ] = None,
     positive: Annotated[
-        Path | None, typer.Option(help="Corpus A: a text file, one text per blank-line-separated block, or a folder of files.")
+        Path | None,
+        typer.Option(
+            help="Corpus A: a text file, one text per blank-line-separated block, or a folder of files."
+        ),
     ] = None,
-    negative: Annotated[Path | None, typer.Option(help="Corpus B, likewise; the vector is A minus B.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the direction; default from the input.")] = None,
-    position: Annotated[str, typer.Option(help="last, mean, or a token index (negative from the end).")] = "last",
-    layers: Annotated[str | None, typer.Option(help="Layers to keep, such as 10,15 or 8-12; default all.")] = None,
-    max_texts: Annotated[int | None, typer.Option(help="At most so many texts of each corpus.")] = None,
+    negative: Annotated[
+        Path | None, typer.Option(help="Corpus B, likewise; the vector is A minus B.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the direction; default from the input.")
+    ] = None,
+    position: Annotated[
+        str, typer.Option(help="last, mean, or a token index (negative from the end).")
+    ] = "last",
+    layers: Annotated[
+        str | None, typer.Option(help="Layers to keep, such as 10,15 or 8-12; default all.")
+    ] = None,
+    max_texts: Annotated[
+        int | None, typer.Option(help="At most so many texts of each corpus.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Cut corpus texts after so many tokens.")] = 4096,
     batch_size: Annotated[int, typer.Option(help="Texts per forward pass.")] = 16,
     model: ModelOption = None,
@@ -192,7 +241,9 @@ def extract(
         else:
             assert positive is not None
             assert negative is not None
-            step = stage("extracting", count_texts(positive, max_texts) + count_texts(negative, max_texts))
+            step = stage(
+                "extracting", count_texts(positive, max_texts) + count_texts(negative, max_texts)
+            )
             vector = extract_corpora(
                 loaded.model,
                 loaded.tokenizer,
@@ -206,23 +257,37 @@ def extract(
     path = save_vector(vector, out)
     screen.print(f"{vector!r} -> {path}", highlight=False)
     norms = {layer: float(direction.norm()) for layer, direction in vector.directions.items()}
-    facts = {"norms": norms, "stream_norms": dict(vector.stream_norms), "provenance": dict(vector.provenance)}
+    facts = {
+        "norms": norms,
+        "stream_norms": dict(vector.stream_norms),
+        "provenance": dict(vector.provenance),
+    }
     _emit(json_, {"path": str(path), "name": vector.name, "layers": list(vector.layers), **facts})
 
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The prompt; chat template on for instruct models.")],
+    prompt: Annotated[
+        str, typer.Argument(help="The prompt; chat template on for instruct models.")
+    ],
     vector: Annotated[
         list[str] | None,
-        typer.Option("--vector", "-v", help="FILE:COEFFICIENT[:LAYERS], e.g. joy.safetensors:0.2:10; repeatable."),
+        typer.Option(
+            "--vector",
+            "-v",
+            help="FILE:COEFFICIENT[:LAYERS], e.g. joy.safetensors:0.2:10; repeatable.",
+        ),
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan as JSON, instead of --vector.")] = None,
-    scale: Annotated[str, typer.Option(help="raw, unit, equal or stream, for --vector.")] = "stream",
+    scale: Annotated[
+        str, typer.Option(help="raw, unit, equal or stream, for --vector.")
+    ] = "stream",
     select: Annotated[str, typer.Option(help="all, prompt or generated, for --vector.")] = "all",
     finish: Annotated[str, typer.Option(help="none, preserve or shrink, for --vector.")] = "none",
     tokens: Annotated[int, typer.Option(help="New tokens.")] = 64,
-    chat: Annotated[bool | None, typer.Option("--chat/--no-chat", help="Force the chat template on or off.")] = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Force the chat template on or off.")
+    ] = None,
     sample: Annotated[bool, typer.Option(help="Sample instead of greedy decoding.")] = False,
     seed: Annotated[int, typer.Option(help="Seed for --sample.")] = 0,
     model: ModelOption = None,
@@ -236,15 +301,27 @@ def generate(
 
     if (plan is None) == (not vector):
         raise ValueError("give either --plan, or --vector at least once")
-    wanted = load_plan(plan) if plan is not None else parse_vectors(vector or [], scale, select, finish)
+    wanted = (
+        load_plan(plan) if plan is not None else parse_vectors(vector or [], scale, select, finish)
+    )
     loaded = _load(model, dtype)
     with screen.status("generating"):
-        pair = side_by_side(loaded, prompt, wanted, tokens=tokens, chat=chat, sample=sample, seed=seed)
+        pair = side_by_side(
+            loaded, prompt, wanted, tokens=tokens, chat=chat, sample=sample, seed=seed
+        )
     table = Table("unsteered", "steered", title=prompt, show_lines=True)
     table.add_row(pair.unsteered, pair.steered)
     (screen if json_ else Console()).print(table)
     screen.print(str(pair.report), highlight=False)
-    _emit(json_, {"prompt": prompt, "unsteered": pair.unsteered, "steered": pair.steered, "plan": wanted.digest})
+    _emit(
+        json_,
+        {
+            "prompt": prompt,
+            "unsteered": pair.unsteered,
+            "steered": pair.steered,
+            "plan": wanted.digest,
+        },
+    )
 
 
 def _counter(step: Callable[[], None]) -> Callable[[int], None]:

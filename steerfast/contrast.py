@@ -36,7 +36,9 @@ class ContrastSet:
 def shipped() -> tuple[str, ...]:
     """The names of the contrast sets that come with the package."""
     folder = files("steerfast") / "data"
-    return tuple(sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".json")))
+    return tuple(
+        sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".json"))
+    )
 
 
 def load(name_or_path: str | Path) -> ContrastSet:

@@ -177,8 +177,8 @@ def _run(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     decoder, _ = find_decoder(model)
-    layers = list(decoder.layers)  # type: ignore[arg-type]
-    width = int(decoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
+    layers = list(decoder.layers)
+    width = int(decoder.config.hidden_size)
     means = {1: _Mean(len(layers), width), -1: _Mean(len(layers), width)}
     was_training = model.training
     model.eval()
@@ -195,10 +195,14 @@ def _run(
 
 
 def _read_batch(
-    decoder: nn.Module, layers: list[nn.Module], batch: list[Sample], position: Position, means: dict[int, _Mean]
+    decoder: Any,
+    layers: list[nn.Module],
+    batch: list[Sample],
+    position: Position,
+    means: dict[int, _Mean],
 ) -> None:
     """One forward pass, right-padded; a hook per layer keeps sums, never activations."""
-    device = decoder.embed_tokens.weight.device  # type: ignore[union-attr]
+    device = decoder.embed_tokens.weight.device
     longest = max(len(sample.tokens) for sample in batch)
     ids = torch.zeros((len(batch), longest), dtype=torch.int64)
     mask = torch.zeros((len(batch), longest), dtype=torch.int64)
@@ -245,7 +249,9 @@ def _weights(sample: Sample, position: Position, longest: int) -> Tensor:
     if isinstance(index, int) and index < 0:
         index += size
     if not isinstance(index, int) or not 0 <= index < size:
-        raise ValueError(f"position {position!r} is outside a text of {size} tokens; use last, mean or an index")
+        raise ValueError(
+            f"position {position!r} is outside a text of {size} tokens; use last, mean or an index"
+        )
     weights[index] = 1.0
     return weights
 

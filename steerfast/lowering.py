@@ -104,7 +104,7 @@ def _scaled(plan: Plan, term: Term, layer: int) -> Tensor:
     direction = term.vector.at(layer).to(torch.float64)
     if term.scale == "raw":
         return direction
-    unit = direction / torch.linalg.vector_norm(direction)
+    unit: Tensor = direction / torch.linalg.vector_norm(direction)
     if term.scale == "stream":
         return unit * term.vector.stream_norms[layer]
     return unit * _mean_norm(plan, site_index(term.site, layer)) if term.scale == "equal" else unit

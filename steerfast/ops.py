@@ -8,6 +8,8 @@ go through the reference, which is differentiable; the compiled kernels are for 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,25 +27,27 @@ _SCHEMAS = {
     "steer_add_rms_norm_": (
         f"(Tensor(a!) x, Tensor(b!) residual, Tensor weight, float eps, {_STEERING}) -> ()"
     ),
-    "steer_rms_norm": (f"(Tensor stream, Tensor weight, float eps, {_STEERING}) -> (Tensor, Tensor)"),
+    "steer_rms_norm": (
+        f"(Tensor stream, Tensor weight, float eps, {_STEERING}) -> (Tensor, Tensor)"
+    ),
     "steer_add": f"(Tensor x, Tensor residual, {_STEERING}) -> Tensor",
     "steer": f"(Tensor stream, {_STEERING}) -> Tensor",
 }
 
 
-def _by_reference(name: str):  # type: ignore[no-untyped-def]
+def _by_reference(name: str) -> Callable[..., Any]:
     """The reference under the op's flat signature: the last four tensors are the Steering."""
-    function = getattr(reference, name)
+    function: Callable[..., Any] = getattr(reference, name)
     if not name.startswith("steer"):
         return function
     return lambda *args: function(*args[:-4], Steering(*args[-4:]))
 
 
-def _fake(name: str):  # type: ignore[no-untyped-def]
+def _fake(name: str) -> Callable[..., Any]:
     """Shapes and dtypes of the results. Real and meta tensors in one call land here too, so it checks."""
     has_x, has_norm, steers = "add" in name, "norm" in name, name.startswith("steer")
 
-    def fake(*args):  # type: ignore[no-untyped-def]
+    def fake(*args: Any) -> Any:
         given = list(args)
         x = given.pop(0) if has_x else None
         stream = given.pop(0)
@@ -54,13 +58,15 @@ def _fake(name: str):  # type: ignore[no-untyped-def]
         if in_place:
             return None
         like = stream.new_empty(stream.shape)
-        return (like, stream.new_empty(stream.shape, dtype=weight.dtype)) if has_norm else like
+        return (
+            like if weight is None else (like, stream.new_empty(stream.shape, dtype=weight.dtype))
+        )
 
     return fake
 
 
 # The library object owns the registrations, so it lives as long as the module.
-_library = torch.library.Library("steerfast", "DEF")  # noqa: TOR901
+_library: Any = torch.library.Library("steerfast", "DEF")  # type: ignore[no-untyped-call]
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema)
     _library.impl(_name, _by_reference(_name), "CompositeExplicitAutograd")
@@ -190,7 +196,9 @@ def steer_add_rms_norm_(
     try:
         _steer_add_rms_norm_inplace(x, residual, weight, eps, *steering)
     except RuntimeError:
-        _explain("steer_add_rms_norm_", residual, x=x, weight=weight, steering=steering, in_place=True)
+        _explain(
+            "steer_add_rms_norm_", residual, x=x, weight=weight, steering=steering, in_place=True
+        )
         raise
 
 
@@ -232,7 +240,9 @@ def _explain(
             "or float32"
         )
     if in_place and weight is not None and weight.dtype != residual.dtype:
-        raise ValueError(f"{op}: weight is {weight.dtype}, but in place it must be {residual.dtype}")
+        raise ValueError(
+            f"{op}: weight is {weight.dtype}, but in place it must be {residual.dtype}"
+        )
     others = {"x": x, "weight": weight}
     if steering is not None:
         others |= steering._asdict()

@@ -67,7 +67,9 @@ class Term:
             raise TypeError(f"a coefficient is a number, got {self.coefficient!r}")
         coefficient = float(self.coefficient)
         if not math.isfinite(coefficient):
-            raise ValueError(f"coefficient of {self.vector.name!r} is {coefficient}; it must be finite")
+            raise ValueError(
+                f"coefficient of {self.vector.name!r} is {coefficient}; it must be finite"
+            )
         object.__setattr__(self, "coefficient", coefficient)
         wanted = self.vector.layers if self.layers is None else self.layers
         if isinstance(wanted, int) or not all(type(layer) is int for layer in wanted):
@@ -135,7 +137,9 @@ class Plan:
             if not isinstance(term, Term):
                 raise TypeError(f"a plan is made of Terms, got {type(term).__name__}")
         if not terms:
-            raise ValueError("a plan needs at least one term; for no steering use None instead of a plan")
+            raise ValueError(
+                "a plan needs at least one term; for no steering use None instead of a plan"
+            )
         _choice("finish", self.finish, Finish)
         sizes = sorted({term.vector.hidden_size for term in terms})
         if len(sizes) > 1:

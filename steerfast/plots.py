@@ -8,7 +8,9 @@ from pathlib import Path
 from steerfast.experiments.dose import DosePoint
 
 
-def plot_dose_response(curves: Mapping[str, Sequence[DosePoint]], title: str, path: str | Path) -> Path:
+def plot_dose_response(
+    curves: Mapping[str, Sequence[DosePoint]], title: str, path: str | Path
+) -> Path:
     """One panel per direction: effect (solid) and random control (dashed) against the coefficient."""
     import matplotlib
 
@@ -21,8 +23,22 @@ def plot_dose_response(curves: Mapping[str, Sequence[DosePoint]], title: str, pa
     for panel, (name, points) in zip(panels[0], curves.items(), strict=True):
         doses = [point.coefficient for point in points]
         panel.axhline(0.0, color="0.85", linewidth=0.8)
-        panel.plot(doses, [p.effect for p in points], "o-", color="#0b6e99", markersize=3, label="direction")
-        panel.plot(doses, [p.control for p in points], "s--", color="0.55", markersize=3, label="random control")
+        panel.plot(
+            doses,
+            [p.effect for p in points],
+            "o-",
+            color="#0b6e99",
+            markersize=3,
+            label="direction",
+        )
+        panel.plot(
+            doses,
+            [p.control for p in points],
+            "s--",
+            color="0.55",
+            markersize=3,
+            label="random control",
+        )
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=7)
         panel.set_xlabel("coefficient (stream norms)", fontsize=7)

@@ -32,7 +32,9 @@ class Steering(NamedTuple):
     bank: Tensor
 
 
-def rms_norm(stream: Tensor, weight: Tensor, eps: float, compute: torch.dtype = torch.float32) -> Tensor:
+def rms_norm(
+    stream: Tensor, weight: Tensor, eps: float, compute: torch.dtype = torch.float32
+) -> Tensor:
     """``weight * round_T(s * rsqrt(mean(s^2) + eps))``, s = stream in float32: LlamaRMSNorm's rounding order.
 
     stream: [..., D] of dtype T. weight: [D] of dtype T or float32; the result has their promoted

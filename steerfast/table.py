@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.lowering import Phase, Start, lower, site_count, site_name
@@ -63,7 +62,9 @@ class Table:
             self.records[..., 0] = UNSTEERED
             self.bank = torch.zeros((rows, hidden_size), dtype=torch.float32, device=device)
         self.version = 0
-        self._entries: OrderedDict[str, Entry] = OrderedDict()  # by digest, least recently used first
+        self._entries: OrderedDict[str, Entry] = (
+            OrderedDict()
+        )  # by digest, least recently used first
         self._free_slots = list(range(slots - 1, -1, -1))
         self._free_rows = list(range(rows - 1, -1, -1))
 

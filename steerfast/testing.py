@@ -63,7 +63,9 @@ class Case:
     def norm_tolerance(self, stream: Tensor) -> Tensor:
         """For ``normed`` against the float64 norm of the very stream that a backend returned: one
         rounding to T before the weight, one to the result's dtype after it."""
-        unit = rms_norm(stream, torch.ones_like(self.weight, dtype=torch.float64), self.eps, torch.float64)
+        unit = rms_norm(
+            stream, torch.ones_like(self.weight, dtype=torch.float64), self.eps, torch.float64
+        )
         exact = self.weight.double() * unit
         return (
             self.weight.double().abs() * ulp(unit, stream.dtype)
@@ -111,7 +113,9 @@ def _case(dtype: torch.dtype, width: int, count: int, generator: torch.Generator
 
     residual = 3.0 * normal(count, width)
     residual[:, width // 3] *= 50.0
-    records = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 0], [2, 2, 0, 0], [-1, 1, 0, 0]], dtype=torch.int32)
+    records = torch.tensor(
+        [[0, 0, 0, 0], [1, 1, 0, 0], [2, 2, 0, 0], [-1, 1, 0, 0]], dtype=torch.int32
+    )
     slots = torch.randint(-1, 4, (count,), generator=generator, dtype=torch.int32)
     slots[0] = 0  # the smallest batch steers too
     gains = torch.tensor([1.0, 1.0, 0.0, 0.37, -1.5])
@@ -123,7 +127,9 @@ def _case(dtype: torch.dtype, width: int, count: int, generator: torch.Generator
     )
     weight = 1.0 + 0.1 * normal(width)
     name = f"{str(dtype).removeprefix('torch.')}-N{count}-D{width}"
-    return Case(name, normal(count, width).to(dtype), residual.to(dtype), weight.to(dtype), 1e-5, steering)
+    return Case(
+        name, normal(count, width).to(dtype), residual.to(dtype), weight.to(dtype), 1e-5, steering
+    )
 
 
 def _worst(case: str, what: str, excess: Tensor, got: Tensor, wanted: Tensor) -> str:

@@ -72,7 +72,9 @@ def parse_vectors(texts: Sequence[str], scale: Any, select: Any, finish: Any) ->
         try:
             coefficient = float(parts[1])
         except ValueError as error:
-            raise ValueError(f"{parts[1]!r} in {text!r} is no coefficient; write a number") from error
+            raise ValueError(
+                f"{parts[1]!r} in {text!r} is no coefficient; write a number"
+            ) from error
         layers = parse_layers(parts[2]) if len(parts) == 3 else None
         terms.append(Term(load_vector(parts[0]), coefficient, layers, scale=scale, select=select))
     return Plan(tuple(terms), finish)

@@ -13,7 +13,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-LAYER_CONVENTION = "resid_post, layers from 0: directions[l] was read at the output of decoder layer l"
+LAYER_CONVENTION = (
+    "resid_post, layers from 0: directions[l] was read at the output of decoder layer l"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +42,15 @@ class SteeringVector:
         if not self.name or not isinstance(self.name, str):
             raise ValueError(f"a vector needs a name, got {self.name!r}")
         if not self.directions:
-            raise ValueError(f"vector {self.name!r} has no directions; give at least one {{layer: [D] tensor}}")
+            raise ValueError(
+                f"vector {self.name!r} has no directions; give at least one {{layer: [D] tensor}}"
+            )
         clean: dict[int, Tensor] = {}
         for layer, direction in sorted(self.directions.items()):
             if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
-                raise ValueError(f"vector {self.name!r} names layer {layer!r}; layers are integers from 0")
+                raise ValueError(
+                    f"vector {self.name!r} names layer {layer!r}; layers are integers from 0"
+                )
             kept = torch.as_tensor(direction).detach().to("cpu", torch.float32).clone()
             if kept.ndim != 1 or kept.numel() == 0:
                 raise ValueError(
@@ -57,11 +63,15 @@ class SteeringVector:
             clean[layer] = kept
         sizes = {direction.numel() for direction in clean.values()}
         if len(sizes) > 1:
-            raise ValueError(f"vector {self.name!r} mixes hidden sizes {sorted(sizes)}; one model has one")
+            raise ValueError(
+                f"vector {self.name!r} mixes hidden sizes {sorted(sizes)}; one model has one"
+            )
         norms = {int(layer): float(norm) for layer, norm in self.stream_norms.items()}
         for layer, norm in norms.items():
             if not 0.0 < norm < float("inf"):
-                raise ValueError(f"vector {self.name!r} has stream norm {norm} at layer {layer}; it must be positive")
+                raise ValueError(
+                    f"vector {self.name!r} has stream norm {norm} at layer {layer}; it must be positive"
+                )
         object.__setattr__(self, "directions", MappingProxyType(clean))
         object.__setattr__(self, "stream_norms", MappingProxyType(norms))
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
@@ -88,7 +98,9 @@ class SteeringVector:
     def at(self, layer: int) -> Tensor:
         """The [D] float32 direction of one layer; ValueError names the layers there are."""
         if layer not in self.directions:
-            raise ValueError(f"vector {self.name!r} has no layer {layer}; it has {_ranges(self.layers)}")
+            raise ValueError(
+                f"vector {self.name!r} has no layer {layer}; it has {_ranges(self.layers)}"
+            )
         return self.directions[layer]
 
     def select(self, layers: Iterable[int]) -> SteeringVector:

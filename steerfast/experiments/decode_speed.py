@@ -36,7 +36,9 @@ def decode_speed(
     progress: Callable[[], None] | None = None,
 ) -> DecodeSpeed:
     """Medians of ``step_times``."""
-    times = step_times(model, plan, prompt_tokens=prompt_tokens, batch=batch, steps=steps, progress=progress)
+    times = step_times(
+        model, plan, prompt_tokens=prompt_tokens, batch=batch, steps=steps, progress=progress
+    )
     median = {name: statistics.median(series) for name, series in times.items()}
     return DecodeSpeed(median["stock"], median["patched"], median["steered"], steps)
 
@@ -71,7 +73,9 @@ def step_times(
     names = list(runners)
     times: dict[str, list[float]] = {name: [] for name in names}
     with busy.use(plan):
-        caches = {name: runner(prompt, use_cache=True).past_key_values for name, runner in runners.items()}
+        caches = {
+            name: runner(prompt, use_cache=True).past_key_values for name, runner in runners.items()
+        }
         for step, tokens in enumerate(following):
             shift = step % len(names)
             for name in names[shift:] + names[:shift]:

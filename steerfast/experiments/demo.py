@@ -43,7 +43,9 @@ def steering_layer(num_layers: int) -> int:
     return round(num_layers / 3)
 
 
-def run(loaded: Loaded, stage: Stage, *, direction: str = "sentiment", quick: bool = False) -> DemoResult:
+def run(
+    loaded: Loaded, stage: Stage, *, direction: str = "sentiment", quick: bool = False
+) -> DemoResult:
     """All parts, in order; ``stage`` announces each and returns its progress callback.
 
     quick: fewer held-out pairs and decode steps, for a smoke test.
@@ -53,7 +55,9 @@ def run(loaded: Loaded, stage: Stage, *, direction: str = "sentiment", quick: bo
     result = DemoResult(name, layer)
     sets = [contrast.load(each) for each in contrast.shipped()]
     if direction not in {each.name for each in sets}:
-        raise ValueError(f"no shipped direction {direction!r}; known: {', '.join(contrast.shipped())}")
+        raise ValueError(
+            f"no shipped direction {direction!r}; known: {', '.join(contrast.shipped())}"
+        )
     speed_steps = 20 if quick else 120
 
     advance = stage("extracting vectors", len(sets))
@@ -68,7 +72,12 @@ def run(loaded: Loaded, stage: Stage, *, direction: str = "sentiment", quick: bo
         advance = stage("generating", len(PROMPTS))
         for prompt in PROMPTS:
             result.generations += generations(
-                handle, tokenizer, result.vectors[direction], prompt, layer, tokens=8 if quick else 32
+                handle,
+                tokenizer,
+                result.vectors[direction],
+                prompt,
+                layer,
+                tokens=8 if quick else 32,
             )
             advance()
         doses = 2 * sum(c != 0 for c in COEFFICIENTS)
@@ -112,7 +121,7 @@ def generations(
     batch = ids.expand(len(coefficients), -1)
     plans = [steer(vector, c, layers=[layer], scale="stream") if c else None for c in coefficients]
     with handle.use(plans):
-        out = handle.model.generate(  # type: ignore[operator]
+        out = handle.model.generate(
             batch,
             attention_mask=torch.ones_like(batch),
             max_new_tokens=tokens,

@@ -67,16 +67,18 @@ def log_probability_differences(handle: Handle, batch: PairBatch, plan: Plan | N
     Only the continuations' positions go through the vocabulary projection.
     """
     decoder, _ = find_decoder(handle.model)
-    device = decoder.embed_tokens.weight.device  # type: ignore[union-attr]
+    device = decoder.embed_tokens.weight.device
     with handle.use(plan):
         hidden = decoder(
             input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device), use_cache=False
         ).last_hidden_state
-    logits = handle.model.lm_head(hidden[batch.scored.to(device)])  # type: ignore[operator]
+    logits = handle.model.lm_head(hidden[batch.scored.to(device)])
     targets = batch.ids[:, 1:][batch.scored[:, :-1]].to(device)
     scores = -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
     row = batch.scored.nonzero()[:, 0]
-    sums = torch.zeros(len(batch.ids), dtype=torch.float64).index_add_(0, row, scores.double().cpu())
+    sums = torch.zeros(len(batch.ids), dtype=torch.float64).index_add_(
+        0, row, scores.double().cpu()
+    )
     return sums[0::2] - sums[1::2]
 
 

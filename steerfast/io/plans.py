@@ -21,7 +21,16 @@ from steerfast.vector import SteeringVector
 
 SCHEMA = "steerfast.plan/1"
 _PLAN_KEYS = {"schema", "terms", "finish"}
-_TERM_KEYS = {"vector", "vector_digest", "coefficient", "layers", "scale", "site", "select", "operator"}
+_TERM_KEYS = {
+    "vector",
+    "vector_digest",
+    "coefficient",
+    "layers",
+    "scale",
+    "site",
+    "select",
+    "operator",
+}
 _VECTOR_KEYS = {"name", "directions", "stream_norms", "provenance"}
 
 Resolver = Callable[[str], SteeringVector]
@@ -46,7 +55,9 @@ def plan_to_json(plan: Plan, *, inline: bool = True) -> str:
     return json.dumps({"schema": SCHEMA, "terms": terms, "finish": plan.finish})
 
 
-def plan_from_json(text: str, vectors: Mapping[str, SteeringVector] | Resolver | None = None) -> Plan:
+def plan_from_json(
+    text: str, vectors: Mapping[str, SteeringVector] | Resolver | None = None
+) -> Plan:
     """The plan of a JSON text. ``vectors`` resolves names: a mapping, or a function of the name.
 
     Raises ValueError for text that is not JSON, a wrong schema, unknown keys (a misspelt key must not
@@ -93,18 +104,24 @@ def _term(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None
         )
     layers = entry.get("layers")
     options = {
-        key: entry[key] for key in ("coefficient", "scale", "site", "select", "operator") if key in entry
+        key: entry[key]
+        for key in ("coefficient", "scale", "site", "select", "operator")
+        if key in entry
     }
     return Term(vector, layers=None if layers is None else tuple(layers), **options)
 
 
-def _vector(value: object, vectors: Mapping[str, SteeringVector] | Resolver | None) -> SteeringVector:
+def _vector(
+    value: object, vectors: Mapping[str, SteeringVector] | Resolver | None
+) -> SteeringVector:
     if isinstance(value, dict):
         return _vector_from_json(value)
     if not isinstance(value, str):
         raise ValueError(f"a term's vector is a name or an object, got {value!r}")
     if vectors is None:
-        raise ValueError(f"the plan names vector {value!r}, but no vectors were given to resolve it")
+        raise ValueError(
+            f"the plan names vector {value!r}, but no vectors were given to resolve it"
+        )
     if callable(vectors):
         return vectors(value)
     if value not in vectors:
@@ -119,7 +136,12 @@ def _vector_to_json(vector: SteeringVector) -> dict[str, Any]:
     }
     norms = {str(layer): norm for layer, norm in vector.stream_norms.items()}
     provenance = dict(vector.provenance)
-    return {"name": vector.name, "directions": directions, "stream_norms": norms, "provenance": provenance}
+    return {
+        "name": vector.name,
+        "directions": directions,
+        "stream_norms": norms,
+        "provenance": provenance,
+    }
 
 
 def _vector_from_json(data: dict[str, Any]) -> SteeringVector:

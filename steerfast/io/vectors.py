@@ -48,10 +48,14 @@ def load_vector(path: str | Path) -> SteeringVector:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from error
     if "steerfast" not in metadata:
-        raise ValueError(f"{path} is a safetensors file, but not a steerfast vector: it has no 'steerfast' metadata")
+        raise ValueError(
+            f"{path} is a safetensors file, but not a steerfast vector: it has no 'steerfast' metadata"
+        )
     about = json.loads(metadata["steerfast"])
     if about.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {about.get('format')!r}; this version reads {FORMAT!r}")
+        raise ValueError(
+            f"{path} has format {about.get('format')!r}; this version reads {FORMAT!r}"
+        )
     directions = {int(name.removeprefix("directions.")): tensor for name, tensor in tensors.items()}
     norms = {int(layer): norm for layer, norm in about["stream_norms"].items()}
     return SteeringVector(about["name"], directions, norms, about["provenance"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from steerfast import backends
@@ -34,16 +36,14 @@ def attach(
     attached already, or has layers that another library replaced. Nothing is changed then.
     """
     decoder, path = find_decoder(model)
-    layers = list(decoder.layers)  # type: ignore[arg-type]
+    layers = list(decoder.layers)
     for index, layer in enumerate(layers):
         _check_layer(layer, f"{path}layers.{index}")
     device = layers[0].input_layernorm.weight.device
     if device.type == "meta":  # offloaded: the table follows the first input
-        import torch
-
         device = torch.device("cpu")
     chosen = backends.resolve(backend, device)
-    hidden_size = int(decoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
+    hidden_size = int(decoder.config.hidden_size)
     table = Table(len(layers), hidden_size, slots=slots, bank_rows=bank_rows, device=device)
     shared = ForwardPass(table, chosen)
     rebindings = Rebindings()
@@ -51,11 +51,18 @@ def attach(
 
     steered = [SteeredLayer(layer, index, shared) for index, layer in enumerate(layers)]
     for index, (layer, ours) in enumerate(zip(layers, steered, strict=True)):
-        rebindings.rebind(layer, f"{path}layers.{index}", "forward", lambda _, ours=ours: ours.forward)
-    norm: nn.Module = decoder.norm  # type: ignore[assignment]
-    rebindings.rebind(norm, f"{path}norm", "forward", lambda old: SteeredNorm(norm, shared, old).forward)
+        rebindings.rebind(
+            layer, f"{path}layers.{index}", "forward", partial(_replace, ours.forward)
+        )
+    norm: nn.Module = decoder.norm
     rebindings.rebind(
-        decoder, path.rstrip(".") or "model", "forward", lambda old: SteeredModel(decoder, shared, old).forward
+        norm, f"{path}norm", "forward", lambda old: SteeredNorm(norm, shared, old).forward
+    )
+    rebindings.rebind(
+        decoder,
+        path.rstrip(".") or "model",
+        "forward",
+        lambda old: SteeredModel(decoder, shared, old).forward,
     )
     for here, following in zip(steered, layers[1:], strict=False):
         here.next_layer, here.next_norm = following, following.input_layernorm
@@ -64,7 +71,9 @@ def attach(
 
     for name, module in model.named_modules():
         if _generates(module) and any(child is decoder for child in module.modules()):
-            rebindings.rebind(module, name or "model", "generate", lambda old: SteeredGenerate(shared, old))
+            rebindings.rebind(
+                module, name or "model", "generate", lambda old: SteeredGenerate(shared, old)
+            )
             rebindings.rebind(
                 module,
                 name or "model",
@@ -74,7 +83,7 @@ def attach(
     return handle
 
 
-def find_decoder(model: Any) -> tuple[nn.Module, str]:
+def find_decoder(model: Any) -> tuple[Any, str]:
     """The one LlamaModel inside ``model`` and its path (empty, or ending in a dot).
 
     Raises TypeError for something that is no module, SteerfastError if there is none or more than one.
@@ -83,7 +92,9 @@ def find_decoder(model: Any) -> tuple[nn.Module, str]:
         raise TypeError(f"attach takes a torch module, got {type(model).__name__}")
     from transformers.models.llama.modeling_llama import LlamaModel
 
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, LlamaModel)]
+    found = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, LlamaModel)
+    ]
     if not found:
         kind = getattr(getattr(model, "config", None), "model_type", None)
         what = f"model_type {kind!r} ({type(model).__name__})" if kind else type(model).__name__
@@ -96,14 +107,23 @@ def find_decoder(model: Any) -> tuple[nn.Module, str]:
     return decoder, f"{name}." if name else ""
 
 
+def _replace(ours: Any, original: Any) -> Any:
+    return ours
+
+
 def _check_layer(layer: nn.Module, path: str) -> None:
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
     mine = layer.__dict__.get("_old_forward") if hasattr(layer, "_hf_hook") else None
     for current in (layer.__dict__.get("forward"), mine):
         if isinstance(getattr(current, "__self__", None), SteeredLayer):
-            raise SteerfastError("this model is attached already; use its handle, or detach it first")
-    if not isinstance(layer, LlamaDecoderLayer) or type(layer).forward is not LlamaDecoderLayer.forward:
+            raise SteerfastError(
+                "this model is attached already; use its handle, or detach it first"
+            )
+    if (
+        not isinstance(layer, LlamaDecoderLayer)
+        or type(layer).forward is not LlamaDecoderLayer.forward
+    ):
         raise SteerfastError(
             f"{path} is a {type(layer).__name__} with its own forward; known: LlamaDecoderLayer of transformers"
         )

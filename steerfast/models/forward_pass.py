@@ -98,7 +98,9 @@ class ForwardPass:
         self.row_slot = slots.reshape(-1).to(torch.int32)
         self.row_gain = torch.ones_like(self.row_slot, dtype=torch.float32)
 
-    def route_generated(self, shape: Sequence[int], attention_mask: Tensor | None, cache: Any) -> None:
+    def route_generated(
+        self, shape: Sequence[int], attention_mask: Tensor | None, cache: Any
+    ) -> None:
         """Called by ``generate`` before each step, outside compiled code: fills the fixed buffers."""
         assert self.generation is not None
         batch, length = int(shape[0]), int(shape[1])
@@ -125,7 +127,9 @@ class ForwardPass:
         )
 
     def _bare_prompt_lengths(self, batch: int) -> Tensor | None:
-        if self.generation is not None and any(e is not None and len(e.phases) > 1 for e in self.requests):
+        if self.generation is not None and any(
+            e is not None and len(e.phases) > 1 for e in self.requests
+        ):
             raise SteerfastError(
                 "generate called the model with rows that it had not prepared (guidance or another "
                 "extra pass), so prompt and generated tokens cannot be told apart there; use plans "

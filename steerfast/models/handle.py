@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.models.forward_pass import ForwardPass
@@ -54,7 +54,9 @@ class Report:
 class Use:
     """Plans in force from the call of ``use`` until the ``with`` block (or ``close``) ends."""
 
-    def __init__(self, handle: Handle, entries: list[Entry | None], single: bool, lengths: Tensor | None) -> None:
+    def __init__(
+        self, handle: Handle, entries: list[Entry | None], single: bool, lengths: Tensor | None
+    ) -> None:
         self._handle = handle
         self.entries, self.single, self.prompt_lengths = entries, single, lengths
 
@@ -66,7 +68,10 @@ class Use:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -75,7 +80,7 @@ class Handle:
     """A patched model. ``handle.model`` is the very model given to ``attach``."""
 
     def __init__(
-        self, model: nn.Module, shared: ForwardPass, rebindings: Rebindings, model_name: str
+        self, model: Any, shared: ForwardPass, rebindings: Rebindings, model_name: str
     ) -> None:
         self.model = model
         self.model_name = model_name
@@ -112,7 +117,9 @@ class Handle:
         single = plans is None or isinstance(plans, Plan)
         wanted: list[Plan | None] = [plans] if single else list(plans)  # type: ignore[list-item,arg-type]
         if not wanted:
-            raise ValueError("use() was given an empty list; give one plan or None per row, or None for all")
+            raise ValueError(
+                "use() was given an empty list; give one plan or None per row, or None for all"
+            )
         for plan in wanted:
             if plan is None:
                 continue
@@ -120,7 +127,9 @@ class Handle:
                 raise TypeError(f"use() takes plans (or None), got {type(plan).__name__}")
             self.table.check(plan)
             self._warn_of_other_model(plan)
-        lengths = None if prompt_lengths is None else torch.as_tensor(prompt_lengths, dtype=torch.int64)
+        lengths = (
+            None if prompt_lengths is None else torch.as_tensor(prompt_lengths, dtype=torch.int64)
+        )
         entries: list[Entry | None] = []
         try:
             for plan in wanted:
@@ -142,7 +151,9 @@ class Handle:
         for entry in self.table.entries:
             for slot, phase in zip(entry.slots, entry.phases, strict=True):
                 for name in self.table.active_sites(slot) if slots.get(slot) and slot >= 0 else ():
-                    lines.append(SteeredRows(name, slot, entry.plan.digest, phase.name, slots[slot]))
+                    lines.append(
+                        SteeredRows(name, slot, entry.plan.digest, phase.name, slots[slot])
+                    )
         steered = sum(count for slot, count in slots.items() if slot >= 0)
         return Report(batch * length, steered, tuple(lines))
 

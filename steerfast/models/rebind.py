@@ -36,12 +36,16 @@ class Rebindings:
 
     def rebind(self, module: nn.Module, path: str, name: str, make: Callable[[Any], Any]) -> None:
         """Put ``make(original)`` in place of a bound method; ``path`` names the module in messages."""
-        hooked = name == "forward" and hasattr(module, "_hf_hook") and _ACCELERATE in module.__dict__
+        hooked = (
+            name == "forward" and hasattr(module, "_hf_hook") and _ACCELERATE in module.__dict__
+        )
         place = _ACCELERATE if hooked else name
         had = place in module.__dict__
         original = getattr(module, place)
         ours = make(original)
-        self._rebound.append(_Rebound(module, path, name, place, had, module.__dict__.get(place), ours))
+        self._rebound.append(
+            _Rebound(module, path, name, place, had, module.__dict__.get(place), ours)
+        )
         module.__dict__[place] = ours
 
     def restore(self) -> None:

@@ -1,0 +1,95 @@
+"""README's tables from ``results/*.jsonl``: ``python benchmarks/report.py --write``.
+
+Each table stands between markers in README.md; a test fails if the file and the results differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+README = ROOT / "README.md"
+
+
+def latest(name: str, *keys: str) -> list[dict[str, Any]]:
+    """The newest line of ``results/<name>.jsonl`` for each combination of ``keys``, in file order."""
+    path = RESULTS / f"{name}.jsonl"
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        line = json.loads(text)
+        newest[tuple(line[key] for key in keys)] = line
+    return list(newest.values())
+
+
+def caption(line: dict[str, Any]) -> str:
+    versions = line["versions"]
+    return (
+        f"{line['device']}; torch {versions['torch']}, transformers {versions['transformers']}; "
+        f"commit {line['commit']}, {line['date'][:10]}"
+    )
+
+
+def ops_table() -> str:
+    lines = [line for line in latest("ops", "dtype", "D", "N") if line["D"] == 4096]
+    rows = [
+        "| dtype | rows N | eager + hook, us | fused unsteered, us | fused steered, us | steered against eager | steered / unsteered | A/A |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        us = {name: time["median"] for name, time in line["us"].items()}
+        spread = line["us"]["steered"]
+        rows.append(
+            f"| {line['dtype']} | {line['N']} | {us['eager']:.1f} | {us['unsteered']:.1f} "
+            f"| {us['steered']:.1f} [{spread['p20']:.1f}, {spread['p80']:.1f}] "
+            f"| {line['speedup_vs_eager']:.1f}x | {line['steered_over_unsteered']:.2f} | {line['a_over_a']:.2f} |"
+        )
+    return "\n".join([*rows, "", f"D = 4096, median [p20, p80]. {caption(lines[-1])}"])
+
+
+def decode_table() -> str:
+    lines = latest("decode", "model", "dtype", "batch")
+    rows = [
+        "| model | dtype | batch | stock, ms | patched, ms | steered everywhere, ms | steered / stock, 95% | A/A, 95% |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        ms = {name: time["median"] for name, time in line["ms"].items()}
+        over, control = line["ratios"]["steered_over_stock"], line["ratios"]["a_over_a"]
+        rows.append(
+            f"| {line['model']} | {line['dtype']} | {line['batch']} | {ms['stock']:.2f} | {ms['patched']:.2f} "
+            f"| {ms['steered']:.2f} | {over['ratio']:.3f} [{over['low']:.3f}, {over['high']:.3f}] "
+            f"| {control['ratio']:.3f} [{control['low']:.3f}, {control['high']:.3f}] |"
+        )
+    return "\n".join([*rows, "", f"{lines[-1]['steps']} steps each, one by one in turn. {caption(lines[-1])}"])
+
+
+TABLES = {"ops": ops_table, "decode": decode_table}
+
+
+def filled(text: str) -> str:
+    """A document with every table between its markers made anew."""
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- results:{name} -->\n).*?(\n<!-- /results:{name} -->)"
+        text, count = re.subn(pattern, lambda m, t=table: m[1] + t() + m[2], text, flags=re.DOTALL)
+        assert count <= 1, f"results:{name} stands twice"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="change README.md instead of printing it")
+    arguments = parser.parse_args()
+    text = filled(README.read_text(encoding="utf-8"))
+    if arguments.write:
+        README.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Dose-response: the effect against log-probabilities computed text by text with a plain hook."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steerfast import SteeringVector, attach, steer
+from steerfast.contrast import ContrastPair
+from steerfast.experiments.decode_speed import step_times, twin
+from steerfast.experiments.dose import (
+    dose_response,
+    log_probability_differences,
+    pair_batch,
+    random_control,
+)
+
+PAIRS = [
+    ContrastPair("The sea is", " blue today", " grey"),
+    ContrastPair("A dog", " sat", " ran away fast"),
+]
+
+
+def vector(scale=1.0):
+    generator = torch.Generator().manual_seed(7)
+    directions = {layer: scale * torch.randn(64, generator=generator) for layer in range(4)}
+    return SteeringVector("v", directions, dict.fromkeys(range(4), 5.0))
+
+
+@torch.no_grad()
+def log_probability(model, tokenizer, prompt, tail, delta):
+    hook = model.model.layers[1].register_forward_hook(lambda m, a, out: out + delta)
+    tokens = torch.tensor([tokenizer(prompt + tail)["input_ids"]])
+    scores = model(tokens).logits.log_softmax(-1)[0]
+    hook.remove()
+    first = len(tokenizer(prompt)["input_ids"])
+    return sum(float(scores[t - 1, tokens[0, t]]) for t in range(first, tokens.shape[1]))
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.5, -0.5])
+def test_differences_equal_the_hook(tiny, coefficient):
+    model, tokenizer, _ = tiny
+    delta = coefficient * 5.0 * vector().at(1) / vector().at(1).norm()
+    wanted = [
+        log_probability(model, tokenizer, p.prompt, p.positive, delta)
+        - log_probability(model, tokenizer, p.prompt, p.negative, delta)
+        for p in PAIRS
+    ]
+    with attach(model) as handle:
+        plan = steer(vector(), coefficient, layers=[1], scale="stream")
+        got = log_probability_differences(handle, pair_batch(tokenizer, PAIRS), plan)
+    torch.testing.assert_close(got, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-4)
+
+
+def test_curve_is_relative_to_no_steering_with_a_norm_matched_control(tiny):
+    model, tokenizer, _ = tiny
+    control = random_control(vector(3.0), seed=1)
+    for layer in range(4):
+        assert control.at(layer).norm() == pytest.approx(
+            float(vector(3.0).at(layer).norm()), rel=1e-6
+        )
+        assert abs(torch.cosine_similarity(control.at(layer), vector().at(layer), dim=0)) < 0.5
+    steps = []
+    with attach(model) as handle:
+        curve = dose_response(
+            handle, tokenizer, vector(), PAIRS, layers=[1], coefficients=(-0.5, 0.0, 0.5),
+            progress=lambda: steps.append(1),
+        )  # fmt: skip
+    assert [point.coefficient for point in curve] == [-0.5, 0.0, 0.5]
+    assert curve[1].effect == curve[1].control == 0.0
+    assert curve[0].effect != curve[2].effect != curve[2].control
+    assert len(steps) == 4
+
+
+def test_step_times_leave_the_model_stock(tiny):
+    model = tiny.model
+    times = step_times(model, steer(vector()), steps=3, control=True)
+    assert {name: len(series) for name, series in times.items()} == {
+        "stock": 3, "patched": 3, "steered": 3, "stock again": 3,
+    }  # fmt: skip
+    assert "forward" not in model.model.layers[0].__dict__
+    copied = twin(model)
+    assert copied.model.layers[0].mlp.up_proj.weight is model.model.layers[0].mlp.up_proj.weight

@@ -1,0 +1,143 @@
+"""Extraction: against activations read one text at a time, without padding, by ``output_hidden_states``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steerfast import extract_corpora, extract_pairs
+from steerfast.contrast import ContrastPair
+from steerfast.extract import NormHistogram, continuation_start, with_stream_norms
+
+PAIRS = [
+    ContrastPair("The sea is", " blue and wide today", " grey"),
+    ContrastPair("A", " good dog", " bad dog, very bad"),
+    ContrastPair("We went to the market in the rain and", " sang", " sulked all the way home"),
+]
+
+
+@torch.no_grad()
+def streams(model, tokenizer, text):
+    """[L, T, D] outputs of every decoder layer for one unpadded text."""
+    found = []
+    hooks = [
+        layer.register_forward_hook(lambda m, a, out: found.append(out[0]))
+        for layer in model.model.layers
+    ]
+    model(torch.tensor([tokenizer(text)["input_ids"]]))
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(found).double()
+
+
+def oracle(model, tokenizer, pick):
+    total = 0
+    for pair in PAIRS:
+        for sign, tail in ((1, pair.positive), (-1, pair.negative)):
+            states = streams(model, tokenizer, pair.prompt + tail)
+            first = len(
+                tokenizer(pair.prompt)["input_ids"]
+            )  # bytes: token boundaries are character boundaries
+            total = total + sign * pick(states, first)
+    return total / len(PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("position", "pick"),
+    [
+        ("last", lambda s, first: s[:, -1]),
+        ("mean", lambda s, first: s[:, first:].mean(1)),
+        (-2, lambda s, first: s[:, -2]),
+        (0, lambda s, first: s[:, 0]),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_pairs(tiny, position, pick, batch_size):
+    model, tokenizer, _ = tiny
+    vector = extract_pairs(
+        model, tokenizer, PAIRS, name="v", position=position, batch_size=batch_size
+    )
+    wanted = oracle(model, tokenizer, pick)
+    assert vector.layers == (0, 1, 2, 3)
+    for layer in vector.layers:
+        torch.testing.assert_close(vector.at(layer).double(), wanted[layer], rtol=1e-5, atol=1e-5)
+    assert vector.provenance["model"].endswith("tiny-llama")
+    assert vector.provenance["counts"] == {"pairs": 3}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_corpora(tiny, batch_size):
+    model, tokenizer, _ = tiny
+    text, code = ["One day.", "Rain fell on the hills.", "No."], ["x = 1", "for i in y: pass"]
+    vector = extract_corpora(
+        model,
+        tokenizer,
+        iter(text),
+        iter(code),
+        name="text minus code",
+        batch_size=batch_size,
+        max_tokens=12,
+    )
+    means = [
+        torch.stack([streams(model, tokenizer, t[:12])[:, -1] for t in side]).mean(0)
+        for side in (text, code)
+    ]
+    for layer in range(4):
+        torch.testing.assert_close(
+            vector.at(layer).double(), (means[0] - means[1])[layer], rtol=1e-5, atol=1e-5
+        )
+    assert vector.provenance["counts"] == {"positive": 3, "negative": 2}
+
+
+def test_stream_norms_are_medians_without_position_0_and_padding(tiny):
+    model, tokenizer, _ = tiny
+    vector = extract_pairs(model, tokenizer, PAIRS, name="v", batch_size=4)
+    norms = [
+        streams(model, tokenizer, pair.prompt + tail)[:, 1:].norm(dim=-1)
+        for pair in PAIRS
+        for tail in (pair.positive, pair.negative)
+    ]
+    for layer, median in enumerate(torch.cat(norms, 1).median(1).values):
+        assert vector.stream_norms[layer] == pytest.approx(float(median), rel=0.003)
+    bare = type(vector)("v", dict(vector.directions))
+    texts = [pair.prompt + tail for pair in PAIRS for tail in (pair.positive, pair.negative)]
+    again = with_stream_norms(bare, model, tokenizer, texts)
+    assert dict(again.stream_norms) == dict(vector.stream_norms)
+
+
+def test_norm_histogram_against_sorted_values():
+    histogram = NormHistogram(1)
+    values = torch.rand(999, generator=torch.Generator().manual_seed(0)) * 1000 + 1e-3
+    for part in values.split(100):
+        histogram.add(0, part)
+    assert histogram.medians()[0] == pytest.approx(float(values.median()), rel=0.003)
+
+
+def test_the_model_is_left_as_it_was(tiny):
+    model, tokenizer, _ = tiny
+    model.train()
+    extract_pairs(model, tokenizer, PAIRS, name="v")
+    assert model.training
+    assert not any(layer._forward_hooks for layer in model.model.layers)
+    with pytest.raises(ValueError, match="outside a text"):
+        extract_pairs(model, tokenizer, PAIRS, name="v", position=500)
+    assert not any(layer._forward_hooks for layer in model.model.layers)
+
+
+def test_refusals(tiny):
+    model, tokenizer, _ = tiny
+    with pytest.raises(ValueError, match="at least one pair"):
+        extract_pairs(model, tokenizer, [], name="v")
+    with pytest.raises(ValueError, match="outside a text"):
+        extract_pairs(model, tokenizer, PAIRS, name="v", position="first")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        extract_pairs(model, tokenizer, PAIRS, name="v", batch_size=0)
+    with pytest.raises(ValueError, match="has no tokens"):
+        extract_pairs(model, tokenizer, [ContrastPair("x", "", " y")], name="v")
+    with pytest.raises(ValueError, match="both sides"):
+        extract_corpora(model, tokenizer, ["a"], [], name="v")
+
+
+def test_where_a_continuation_starts(tiny):
+    _, tokenizer, _ = tiny
+    assert continuation_start(tokenizer, "abc", " d") == 3

@@ -1,0 +1,89 @@
+"""From plans to deltas: scales, sums, phases, sites, in closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steerfast import Plan, SteeringVector, Term, steer
+from steerfast.lowering import lower, site_count, site_index, site_name
+
+
+def vector(*values, layer=1, norm=10.0):
+    return SteeringVector("v", {layer: torch.tensor(values)}, {layer: norm})
+
+
+A, B = vector(3.0, 4.0), vector(0.0, 2.0)
+
+
+def delta(plan, site="resid_post", layer=1, phase=0):
+    return lower(plan)[phase].deltas[site_index(site, layer)].delta
+
+
+@pytest.mark.parametrize(
+    ("scale", "wanted"),
+    [("raw", [6.0, 8.0]), ("unit", [1.2, 1.6]), ("equal", [6.0, 8.0]), ("stream", [12.0, 16.0])],
+)
+def test_scales_of_one_vector(scale, wanted):
+    assert torch.equal(delta(steer(A, 2.0, scale=scale)), torch.tensor(wanted))
+
+
+def test_equal_uses_the_mean_norm_of_distinct_vectors_at_the_site():
+    plan = Plan((Term(A, 1.0, scale="equal"), Term(A, 1.0), Term(B, 1.0, scale="equal")))
+    mean = (5.0 + 2.0) / 2  # A twice counts once
+    wanted = (
+        torch.tensor([0.6, 0.8]) * mean + torch.tensor([3.0, 4.0]) + torch.tensor([0.0, 1.0]) * mean
+    )
+    torch.testing.assert_close(delta(plan), wanted)
+    elsewhere = Term(vector(0.0, 100.0, layer=2), 1.0)
+    assert torch.equal(delta(Plan((Term(A, scale="equal"), elsewhere))), torch.tensor([3.0, 4.0]))
+
+
+def test_constant_terms_collapse_into_one_delta():
+    plan = Plan(tuple(Term(A, 0.1 * k) for k in range(1, 11)))
+    (phase,) = lower(plan)
+    assert len(phase.deltas) == 1
+    torch.testing.assert_close(delta(plan), 5.5 * torch.tensor([3.0, 4.0]))
+
+
+def test_the_sum_is_rounded_once():
+    big, small = vector(1e8, 1e8), vector(1.0, 1.0)
+    plan = Plan((Term(big, 1.0), Term(small, 1.0), Term(big, -1.0)))
+    assert torch.equal(delta(plan), torch.ones(2))
+
+
+def test_selectors_cut_phases():
+    plan = Plan((Term(A, select="prompt"), Term(B, select="generated"), Term(B, 10.0)))
+    prompt, generated = lower(plan)
+    assert (prompt.name, prompt.start.from_prompt_end) == ("prompt", False)
+    assert (generated.name, generated.start.from_prompt_end) == ("generated", True)
+    assert torch.equal(delta(plan, phase=0), torch.tensor([3.0, 24.0]))
+    assert torch.equal(delta(plan, phase=1), torch.tensor([0.0, 22.0]))
+    assert lower(steer(A, select="generated"))[0].deltas == {}
+
+
+def test_zero_coefficients_leave_the_site_alone():
+    assert lower(steer(A, 0.0))[0].deltas == {}
+    assert lower(steer(A, -0.0, finish="preserve"))[0].deltas == {}
+    opposite = Plan((Term(A, 1.0), Term(A, -1.0)), "preserve")
+    assert torch.equal(delta(opposite), torch.zeros(2))  # active, so the finish applies
+
+
+def test_more_than_float32_holds_is_an_error():
+    with pytest.raises(ValueError, match=r"float32 can hold at resid_post\[1\]"):
+        lower(steer(vector(1e30, 0.0), 1e30))
+
+
+def test_sites():
+    names = [site_name(index) for index in range(site_count(2))]
+    assert names == [
+        "resid_pre[0]",
+        "resid_mid[0]",
+        "resid_post[0]",
+        "resid_mid[1]",
+        "resid_post[1]",
+    ]
+    assert site_index("resid_pre", 1) == site_index("resid_post", 0)
+    for layer in range(2):
+        for site in ("resid_mid", "resid_post"):
+            assert site_name(site_index(site, layer)) == f"{site}[{layer}]"

@@ -1,0 +1,154 @@
+"""Term and Plan: validation, order, digest; and the JSON that carries them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from steerfast import Plan, SteeringVector, Term, load_plan, save_plan, save_vector, steer
+from steerfast.io import plan_from_json, plan_to_json
+
+
+def vector(name="v", seed=0, layers=(0, 1, 2), norms=True):
+    generator = torch.Generator().manual_seed(seed)
+    directions = {layer: torch.randn(8, generator=generator) for layer in layers}
+    return SteeringVector(name, directions, dict.fromkeys(layers, 3.0) if norms else {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": "big"}, "unknown scale 'big'; known: raw, unit, equal, stream"),
+        ({"site": "mlp"}, "unknown site 'mlp'"),
+        ({"select": "last"}, "unknown selector 'last'"),
+        ({"operator": "ablate"}, "unknown operator 'ablate'"),
+        ({"coefficient": float("nan")}, "must be finite"),
+        ({"coefficient": float("inf")}, "must be finite"),
+        ({"layers": (9,)}, r"has no layer 9; it has 0\.\.2"),
+        ({"layers": ()}, "names no layer"),
+    ],
+)
+def test_terms_refuse(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Term(vector(), **changes)
+
+
+def test_types_are_checked():
+    with pytest.raises(TypeError, match="SteeringVector"):
+        Term(torch.ones(8))
+    with pytest.raises(TypeError, match="a number"):
+        Term(vector(), "2")
+    with pytest.raises(TypeError, match="tuple of integers"):
+        Term(vector(), 1.0, 3)
+    with pytest.raises(TypeError, match="made of Terms"):
+        Plan((vector(),))
+
+
+@pytest.mark.parametrize("scale", ["unit", "equal", "stream"])
+def test_a_zero_direction_cannot_be_normalised(scale):
+    zero = SteeringVector("z", {0: torch.zeros(8), 1: torch.ones(8)}, {0: 1.0, 1: 1.0})
+    with pytest.raises(ValueError, match="zero at layer 0"):
+        Term(zero, scale=scale)
+    Term(zero, layers=(1,), scale=scale)
+    Term(zero, scale="raw")
+
+
+def test_stream_scale_needs_norms():
+    with pytest.raises(ValueError, match=r"needs the stream norm of layer 1.*with_stream_norms"):
+        Term(vector(norms=False), layers=(1,), scale="stream")
+
+
+def test_plans_refuse():
+    with pytest.raises(ValueError, match="at least one term"):
+        Plan(())
+    with pytest.raises(ValueError, match="unknown finish"):
+        Plan((Term(vector()),), "stretch")
+    other = SteeringVector("w", {0: torch.ones(9)})
+    with pytest.raises(ValueError, match=r"hidden sizes \[8, 9\]"):
+        Plan((Term(vector()), Term(other)))
+
+
+def test_a_plan_has_no_order_and_names_do_not_count():
+    first, second = Term(vector(seed=1), 2.0), Term(vector(seed=2), -1)
+    assert Plan((first, second)) == Plan((second, first))
+    assert hash(Plan((first, second))) == hash(Plan((second, first)))
+    assert Plan((Term(vector("a"), 3),)).digest == Plan((Term(vector("b"), 3.0, (0, 1, 2)),)).digest
+
+
+def test_whatever_changes_the_effect_changes_the_digest():
+    base = steer(vector(), 1.0, layers=[1])
+    others = [
+        steer(vector(), 1.5, layers=[1]),
+        steer(vector(), 1.0, layers=[2]),
+        steer(vector(seed=3), 1.0, layers=[1]),
+        steer(vector(), 1.0, layers=[1], scale="unit"),
+        steer(vector(), 1.0, layers=[1], site="resid_mid"),
+        steer(vector(), 1.0, layers=[1], select="generated"),
+        steer(vector(), 1.0, layers=[1], finish="preserve"),
+    ]
+    assert len({base.digest, *(plan.digest for plan in others)}) == 1 + len(others)
+    louder = SteeringVector("v", dict(vector().directions), dict.fromkeys(range(3), 4.0))
+    assert steer(vector(), scale="stream").digest != steer(louder, scale="stream").digest
+
+
+def plans():
+    yield steer(vector(), -0.3, scale="stream", select="generated", finish="shrink")
+    yield Plan(
+        (Term(vector(seed=1), 1e-3, (0, 2)), Term(vector("w", 2), 7, site="resid_mid")), "preserve"
+    )
+
+
+@pytest.mark.parametrize("plan", list(plans()))
+def test_json_round_trip(plan, tmp_path):
+    again = plan_from_json(plan_to_json(plan))
+    assert again == plan
+    assert [term.vector for term in again.terms] == [term.vector for term in plan.terms]
+    assert load_plan(save_plan(plan, tmp_path / "plan.json")) == plan
+
+
+def test_json_by_name_is_guarded_by_the_digest(tmp_path):
+    plan = steer(vector("joy"), 2.0)
+    text = plan_to_json(plan, inline=False)
+    assert plan_from_json(text, {"joy": vector("joy")}) == plan
+    with pytest.raises(ValueError, match="another content of vector 'joy'"):
+        plan_from_json(text, {"joy": vector("joy", seed=5)})
+    with pytest.raises(ValueError, match="known: anger"):
+        plan_from_json(text, {"anger": vector("anger")})
+    with pytest.raises(ValueError, match="no vectors were given"):
+        plan_from_json(text)
+    save_vector(vector("joy"), tmp_path / "joy.safetensors")
+    data = {"terms": [{"vector": "joy.safetensors", "coefficient": 2}]}
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    assert load_plan(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not: Expecting property name"),
+        ("[]", "JSON object"),
+        ('{"schema": "other/1", "terms": []}', "schema 'steerfast.plan/1'"),
+        ('{"terms": [], "finnish": "none"}', r"unknown keys \['finnish'\]"),
+        ('{"terms": {}}', "a list 'terms'"),
+        ('{"terms": []}', "at least one term"),
+        ('{"terms": [{"coefficient": 1}]}', "at least 'vector'"),
+        ('{"terms": [{"vector": 3}]}', "a name or an object"),
+        ('{"terms": [{"vector": {"name": "v", "directions": {"0": "@@"}}}]}', "cannot be read"),
+        (
+            '{"terms": [{"vector": {"name": "v", "directions": {"0": "AACAPw=="}}, "coeficient": 2}]}',
+            "coeficient",
+        ),
+    ],
+)
+def test_json_refusals(text, message):
+    with pytest.raises(ValueError, match=message):
+        plan_from_json(text)
+
+
+def test_inline_json_is_little_endian_float32():
+    text = '{"terms": [{"vector": {"name": "v", "directions": {"5": "AACAPwAAAMA="}}, "coefficient": 2}]}'
+    (term,) = plan_from_json(text).terms
+    assert term.steered_layers == (5,)
+    assert torch.equal(term.vector.at(5), torch.tensor([1.0, -2.0]))

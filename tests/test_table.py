@@ -1,0 +1,96 @@
+"""Table: sharing, reuse, fullness, fixed addresses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steerfast import SteerfastError, SteeringVector, steer
+from steerfast.lowering import site_index
+from steerfast.table import Table
+
+
+def vector(seed=0, size=8, layers=3):
+    generator = torch.Generator().manual_seed(seed)
+    return SteeringVector(
+        "v", {layer: torch.randn(size, generator=generator) for layer in range(layers)}
+    )
+
+
+def delta(table, entry, layer, phase=0):
+    row = table.records[site_index("resid_post", layer), entry.slots[phase], 0]
+    return table.bank[row]
+
+
+def test_a_plan_lands_in_the_bank():
+    table = Table(3, 8, slots=4)
+    entry = table.acquire(steer(vector(), 2.0, layers=[1], finish="shrink"))
+    assert torch.equal(delta(table, entry, 1), 2 * vector().at(1))
+    assert table.records[site_index("resid_post", 1), entry.slots[0], 1] == 2
+    assert table.active_sites(entry.slots[0]) == ["resid_post[1]"]
+    assert (table.records[:, :, 0] >= 0).sum() == 1
+
+
+def test_equal_plans_share_and_idle_plans_stay():
+    table = Table(3, 8, slots=4)
+    first = table.acquire(steer(vector(), 2.0))
+    assert table.acquire(steer(vector(), 2)) is first
+    assert first.holders == 2
+    table.release(first)
+    table.release(first)
+    assert table.acquire(steer(vector(), 2.0)) is first
+    assert table.version == 1
+
+
+def test_the_least_recently_used_idle_plan_makes_room():
+    table = Table(3, 8, slots=2, bank_rows=100)
+    plans = [steer(vector(seed), layers=[0]) for seed in range(4)]
+    old, kept = table.acquire(plans[0]), table.acquire(plans[1])
+    table.release(old)
+    third = table.acquire(plans[2])
+    assert third.slots == old.slots
+    assert {entry.plan for entry in table.entries} == {plans[1], plans[2]}
+    assert torch.equal(delta(table, kept, 0), vector(1).at(0))
+    with pytest.raises(SteerfastError, match=r"table is full.*slots=2"):
+        table.acquire(plans[3])
+    assert {entry.plan for entry in table.entries} == {plans[1], plans[2]}
+
+
+def test_bank_rows_run_out_too_and_a_plan_gets_all_or_nothing():
+    table = Table(3, 8, slots=8, bank_rows=4)
+    held = table.acquire(steer(vector(), layers=[0, 1, 2]))
+    with pytest.raises(SteerfastError, match="bank_rows=4"):
+        table.acquire(steer(vector(1), layers=[0, 1]))
+    table.release(held)
+    table.acquire(steer(vector(1), layers=[0, 1]))
+    assert (table.records[:, :, 0] >= 0).sum() == 2
+
+
+def test_many_plans_through_few_slots_change_no_address():
+    table = Table(3, 8, slots=4)
+    addresses = table.records.data_ptr(), table.bank.data_ptr()
+    for seed in range(200):
+        entry = table.acquire(steer(vector(seed), layers=[seed % 3], select="generated"))
+        assert entry.slots[0] == -1  # nothing in the prompt: no slot taken
+        assert torch.equal(delta(table, entry, seed % 3, phase=1), vector(seed).at(seed % 3))
+        table.release(entry)
+    assert addresses == (table.records.data_ptr(), table.bank.data_ptr())
+    assert len(table.entries) <= 4
+
+
+def test_writable_in_and_out_of_inference_mode():
+    with torch.inference_mode():
+        table = Table(3, 8, slots=1)
+        table.release(table.acquire(steer(vector())))
+    table.acquire(steer(vector(1)))
+
+
+def test_what_does_not_fit():
+    table = Table(3, 8)
+    with pytest.raises(ValueError, match=r"plan names layer 3, but this model has layers 0\.\.2"):
+        table.acquire(steer(vector(layers=4)))
+    with pytest.raises(ValueError, match="hidden size 9, but this model has 8"):
+        table.acquire(steer(vector(size=9)))
+    assert not table.entries
+    with pytest.raises(ValueError, match="at least one slot"):
+        Table(3, 8, slots=0)
