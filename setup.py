@@ -64,11 +64,16 @@ def choose() -> tuple[bool, bool]:
             f"STEERFAST_BUILD={wanted} needs torch at build time: install it and use --no-build-isolation"
         ) from None
     nvcc, sources = find_nvcc(), sorted((ROOT / "csrc").glob("*.cu"))
-    cuda = wanted == "cuda" or (wanted == "auto" and nvcc is not None and torch.version.cuda is not None)
+    cuda = wanted == "cuda" or (
+        wanted == "auto" and nvcc is not None and torch.version.cuda is not None
+    )
     if cuda and nvcc is None:
         raise SystemExit("STEERFAST_BUILD=cuda needs nvcc: put it on PATH or set CUDA_HOME")
     cuda = cuda and bool(sources)
-    print(f"steerfast: building cpu ({', '.join(isas())})" + (f" and cuda (sm_{', sm_'.join(CUDA_ARCHS)})" if cuda else ""))
+    print(
+        f"steerfast: building cpu ({', '.join(isas())})"
+        + (f" and cuda (sm_{', sm_'.join(CUDA_ARCHS)})" if cuda else "")
+    )
     return True, cuda
 
 
@@ -84,7 +89,11 @@ class NinjaBuild(build_ext):
         with open(build / "build.ninja", "w") as out:
             write_ninja(out, build, cuda)
         subprocess.run([sys.executable, "-m", "ninja", "-C", str(build)], check=True)
-        package = ROOT / "steerfast" if self.inplace or self.editable_mode else Path(self.build_lib) / "steerfast"
+        package = (
+            ROOT / "steerfast"
+            if self.inplace or self.editable_mode
+            else Path(self.build_lib) / "steerfast"
+        )
         (package / "lib").mkdir(parents=True, exist_ok=True)
         module = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
         install(build / module, package / module)
@@ -114,7 +123,10 @@ def write_ninja(out, build: Path, cuda: bool) -> None:  # type: ignore[no-untype
     n = ninja_syntax.Writer(out, width=200)
     n.variable("cxx", os.environ.get("CXX", "c++"))
     torch_includes = [f"-isystem{path}" for path in include_paths()]
-    python_includes = [f"-isystem{sysconfig.get_path('include')}", f"-isystem{pybind11.get_include()}"]
+    python_includes = [
+        f"-isystem{sysconfig.get_path('include')}",
+        f"-isystem{pybind11.get_include()}",
+    ]
     torch_libs = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
     torch_libs += ["-ltorch_cpu", "-lc10"]
     n.rule("cxx", "$cxx -MMD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc")
@@ -128,8 +140,12 @@ def write_ninja(out, build: Path, cuda: bool) -> None:  # type: ignore[no-untype
         n.build(target, "cxx", str(ROOT / "csrc/cpu/steer_rows.cpp"), variables={"flags": one})
         objects.append(target)
     n.build("isa.o", "cxx", str(ROOT / "csrc/cpu/isa.cpp"), variables={"flags": flags})
-    n.build("ops.o", "cxx", str(ROOT / "csrc/ops.cpp"), variables={"flags": [*flags, *torch_includes]})
-    n.build("libsteerfast_cpu.so", "link", [*objects, "isa.o", "ops.o"], variables={"libs": torch_libs})
+    n.build(
+        "ops.o", "cxx", str(ROOT / "csrc/ops.cpp"), variables={"flags": [*flags, *torch_includes]}
+    )
+    n.build(
+        "libsteerfast_cpu.so", "link", [*objects, "isa.o", "ops.o"], variables={"libs": torch_libs}
+    )
 
     def strings(names: list[str]) -> str:
         return ",".join(f'\\"{name}\\"' for name in names)
@@ -139,21 +155,56 @@ def write_ninja(out, build: Path, cuda: bool) -> None:  # type: ignore[no-untype
         f"'-DSTEERFAST_BUILT_CUDA_ARCHS={strings(CUDA_ARCHS if cuda else [])}'".replace("\\", ""),
         f"'-DSTEERFAST_TORCH_TARGET=\"{TORCH_TARGET}\"'",
     ]
-    n.build("module.o", "cxx", str(ROOT / "csrc/module.cpp"), variables={"flags": [*CXX_FLAGS, *python_includes, *built]})
+    n.build(
+        "module.o",
+        "cxx",
+        str(ROOT / "csrc/module.cpp"),
+        variables={"flags": [*CXX_FLAGS, *python_includes, *built]},
+    )
     n.build(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "link", "module.o")
 
     if cuda:
         archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHS]
         archs.append(f"-gencode=arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}")
-        n.rule("nvcc", f"{find_nvcc()} -MMD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc")
-        n.rule("nvlink", f"{find_nvcc()} -shared -cudart static $in -o $out $libs")
-        nvcc_flags = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=2", "-fmad=false", "-lineinfo"]
-        nvcc_flags += [TORCH_TARGET_DEFINE, *archs, *torch_includes]
+        nvcc = find_nvcc()
+        # What ptxas reports of each kernel (registers, spills) is kept beside the object: a test reads it.
+        compile_one = f"{nvcc} -MMD -MF $out.d $flags -c $in -o $out > $out.log 2>&1"
+        n.rule(
+            "nvcc",
+            f"{compile_one} || (cat $out.log; exit 1) && (grep -i warning $out.log || true)",
+            depfile="$out.d",
+            deps="gcc",
+        )
+        n.rule("nvlink", f"{nvcc} -shared -nodlink -cudart static $in -o $out $libs")
+        nvcc_flags = [
+            "-O3",
+            "-std=c++17",
+            "-Xcompiler=-fPIC,-fvisibility=hidden",
+            "--threads=2",
+            "-fmad=false",
+            "-lineinfo",
+        ]
+        nvcc_flags += [
+            "-Xptxas=-v",
+            TORCH_TARGET_DEFINE,
+            *archs,
+            *(f"-isystem={path}" for path in include_paths()),
+        ]
         cuda_objects = []
         for source in sorted((ROOT / "csrc").glob("*.cu")):
-            n.build(f"{source.stem}.cu.o", "nvcc", str(source), variables={"flags": nvcc_flags})
-            cuda_objects.append(f"{source.stem}.cu.o")
-        libs = [flag.replace("-Wl,", "-Xlinker=") for flag in torch_libs]
+            target = f"{source.stem}.cu.o"
+            n.build(
+                target,
+                "nvcc",
+                str(source),
+                implicit_outputs=[f"{target}.log"],
+                variables={"flags": nvcc_flags},
+            )
+            cuda_objects.append(target)
+        # libtorch, though nothing of it is used here, brings libtorch_cuda where torch has it (see
+        # ops_cuda.cu). The static runtime stays this library's own: load_library makes symbols global.
+        torch_cuda_libs = ["-Wl,--no-as-needed", "-ltorch", *torch_libs, "-Wl,--exclude-libs,ALL"]
+        libs = [flag.replace("-Wl,", "-Xlinker=") for flag in torch_cuda_libs]
         n.build("libsteerfast_cuda.so", "nvlink", cuda_objects, variables={"libs": libs})
 
 

@@ -65,7 +65,9 @@ def decode_table() -> str:
             f"| {ms['steered']:.2f} | {over['ratio']:.3f} [{over['low']:.3f}, {over['high']:.3f}] "
             f"| {control['ratio']:.3f} [{control['low']:.3f}, {control['high']:.3f}] |"
         )
-    return "\n".join([*rows, "", f"{lines[-1]['steps']} steps each, one by one in turn. {caption(lines[-1])}"])
+    return "\n".join(
+        [*rows, "", f"{lines[-1]['steps']} steps each, one by one in turn. {caption(lines[-1])}"]
+    )
 
 
 TABLES = {"ops": ops_table, "decode": decode_table}
@@ -82,7 +84,9 @@ def filled(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="change README.md instead of printing it")
+    parser.add_argument(
+        "--write", action="store_true", help="change README.md instead of printing it"
+    )
     arguments = parser.parse_args()
     text = filled(README.read_text(encoding="utf-8"))
     if arguments.write:

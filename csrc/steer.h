@@ -16,12 +16,12 @@ enum class Finish : int32_t { kNone = 0, kPreserve = 1, kShrink = 2 };
 // h = round_T(residual + x); stream = round_T(finish(h + gain * delta)); normed = RMSNorm(stream).
 // Strides are in elements, between rows; within a row elements are contiguous.
 struct SteerParams {
-  const void* x = nullptr;      // [N, D] dtype, or null: h = residual
-  const void* residual;         // [N, D] dtype
-  void* stream;                 // [N, D] dtype; may be residual itself
-  const void* weight = nullptr; // [D] weight_dtype, or null: no norm
-  void* normed = nullptr;       // [N, D] weight_dtype; may be x itself where the dtypes agree
-  int64_t rows = 0, width = 0;  // N, D
+  const void* x = nullptr;       // [N, D] dtype, or null: h = residual
+  const void* residual;          // [N, D] dtype
+  void* stream;                  // [N, D] dtype; may be residual itself
+  const void* weight = nullptr;  // [D] weight_dtype, or null: no norm
+  void* normed = nullptr;        // [N, D] weight_dtype; may be x itself where the dtypes agree
+  int64_t rows = 0, width = 0;   // N, D
   int64_t x_stride = 0, residual_stride = 0, stream_stride = 0, normed_stride = 0;
   float eps = 0.f;
   Dtype dtype = Dtype::kFloat32, weight_dtype = Dtype::kFloat32;

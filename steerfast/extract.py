@@ -297,4 +297,4 @@ def _vector(
         **facts,
     }
     directions = {layer: difference[layer] for layer in kept}
-    return SteeringVector(name, directions, {layer: norms[layer] for layer in kept}, about)
+    return SteeringVector(name, directions, norms, about)

@@ -106,7 +106,7 @@ def _scaled(plan: Plan, term: Term, layer: int) -> Tensor:
         return direction
     unit: Tensor = direction / torch.linalg.vector_norm(direction)
     if term.scale == "stream":
-        return unit * term.vector.stream_norms[layer]
+        return unit * term.stream_norm(layer)
     return unit * _mean_norm(plan, site_index(term.site, layer)) if term.scale == "equal" else unit
 
 

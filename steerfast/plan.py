@@ -90,12 +90,27 @@ class Term:
                 f"vector {self.vector.name!r} is zero at layer {layer}, so scale {self.scale!r} cannot "
                 "normalise it; leave that layer out or use scale 'raw'"
             )
-        if self.scale == "stream" and layer not in self.vector.stream_norms:
+        if self.scale == "stream":
+            self.stream_norm(layer)
+
+    def stream_norm(self, layer: int) -> float:
+        """The typical stream norm at this term's site of a layer, from those of the layer outputs:
+        ``resid_pre`` of layer l is the output of l - 1, ``resid_mid`` takes that of the layer itself.
+
+        ValueError if the vector does not carry it; layer 0's ``resid_pre`` is never measured.
+        """
+        source = layer - 1 if self.site == "resid_pre" else layer
+        if source < 0:
             raise ValueError(
-                f"scale 'stream' needs the stream norm of layer {layer}, which vector "
+                "scale 'stream' is not measured at resid_pre of layer 0; use another scale"
+            )
+        if source not in self.vector.stream_norms:
+            raise ValueError(
+                f"scale 'stream' needs the stream norm of layer {source}, which vector "
                 f"{self.vector.name!r} does not carry; add it with "
                 "steerfast.extract.with_stream_norms(vector, model, tokenizer, texts)"
             )
+        return self.vector.stream_norms[source]
 
     @property
     def steered_layers(self) -> tuple[int, ...]:
@@ -110,7 +125,7 @@ class Term:
         head = (self.operator, self.scale, self.site, self.select, (self.coefficient + 0.0).hex())
         content.update("|".join(head).encode())
         for layer in self.steered_layers:
-            norm = self.vector.stream_norms[layer].hex() if self.scale == "stream" else ""
+            norm = self.stream_norm(layer).hex() if self.scale == "stream" else ""
             content.update(f"|{layer}:{norm}:".encode())
             content.update(self.vector.at(layer).numpy().tobytes())
         return content.hexdigest()

@@ -47,13 +47,15 @@ def rms_norm(
     return weight * normed.to(stream.dtype)
 
 
-def steer_rows(h: Tensor, steering: Steering, compute: torch.dtype = torch.float32) -> Tensor:
+def steer_rows(h: Tensor, steering: Steering, compute: torch.dtype | None = None) -> Tensor:
     """``finish(h + g * delta[slot])`` for the active rows, h itself for the others; not rounded.
 
-    h: [..., D]; its rows, flattened, are the N rows of ``steering``. Returns ``compute`` dtype.
+    h: [..., D]; its rows, flattened, are the N rows of ``steering``. Returns ``compute`` dtype, by
+    default float32, or float64 for a float64 stream.
     A row is active when its slot is >= 0, its gain is not 0, and its slot's record names a delta.
     ``preserve`` multiplies by |h|/|y|, ``shrink`` by min(1, |h|/|y|); both by 1 where |y| = 0.
     """
+    compute = compute or torch.promote_types(h.dtype, torch.float32)
     rows = h.reshape(-1, h.shape[-1]).to(compute)
     record = steering.records[steering.row_slot.clamp(min=0).long()]
     delta_row, finish = record[:, 0], record[:, 1]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from steerfast.errors import SteerfastError
-from steerfast.lowering import Phase, Start, lower, site_count, site_name
+from steerfast.lowering import Phase, Start, lower, site_count
 from steerfast.plan import Plan
 from steerfast.reference import RECORD_WIDTH
 
@@ -163,8 +163,3 @@ class Table:
                 record = [row, lowered.finish, 0, 0]
                 self.records[site, slot].copy_(torch.tensor(record, dtype=torch.int32))
         self.version += 1
-
-    def active_sites(self, slot: int) -> list[str]:
-        """The names of the sites that a slot steers."""
-        sites = torch.nonzero(self.records[:, slot, 0] != UNSTEERED).flatten().tolist()
-        return [site_name(site) for site in sites]

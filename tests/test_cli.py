@@ -46,7 +46,7 @@ def test_extract_from_pairs(vector):
     loaded = load_vector(vector)
     assert loaded.layers == (1, 2)
     assert loaded.provenance["counts"] == {"pairs": len(contrast.load("french").train)}
-    assert set(loaded.stream_norms) == {1, 2}
+    assert set(loaded.stream_norms) == {0, 1, 2, 3}
 
 
 def test_extract_from_corpora(tiny_folder, tmp_path):

@@ -1,4 +1,5 @@
-// Which compiled copy of the CPU kernel runs: the widest that both the build and the processor have.
+// Which compiled copy of the CPU kernel runs: the widest that both the build and the processor
+// have.
 #pragma once
 
 #include "../steer.h"
@@ -14,7 +15,8 @@ struct Isa {
 };
 
 const Isa& current_isa();
-// By name ("avx512", "avx2", "baseline"); false, and no change, if it is not built or not supported.
+// By name ("avx512", "avx2", "baseline"); false, and no change, if it is not built or not
+// supported.
 bool select_isa(const char* name);
 
 }  // namespace steerfast

@@ -2,13 +2,14 @@
 // array that the compiler vectorises. Every version does the same IEEE operations in the same order
 // (no fused multiply-add), so all of them give the same bits.
 //
-// float and Float16: lane j is element j. BFloat16: lanes 0..15 are the even elements and 16..31 the odd
-// ones, because splitting a register of bfloat16 into halves of its 32-bit words costs one cheap
-// instruction each, where widening in order costs two on the shuffle port (measured: 1.4 times
-// faster over a whole row). ordered<T>() brings float32 data (deltas, weights) into T's order.
+// float and Float16: lane j is element j. BFloat16: lanes 0..15 are the even elements and 16..31
+// the odd ones, because splitting a register of bfloat16 into halves of its 32-bit words costs one
+// cheap instruction each, where widening in order costs two on the shuffle port (measured: 1.4
+// times faster over a whole row). ordered<T>() brings float32 data (deltas, weights) into T's
+// order.
 //
-// BFloat16 rounds with integer arithmetic: the hardware conversion flushes denormals. That keeps every
-// NaN a NaN unless its payload is all ones in the low bits, which neither bfloat16 inputs nor
+// BFloat16 rounds with integer arithmetic: the hardware conversion flushes denormals. That keeps
+// every NaN a NaN unless its payload is all ones in the low bits, which neither bfloat16 inputs nor
 // arithmetic produce; deltas are finite (steerfast.table refuses others), and the one scalar that a
 // caller could set to such a NaN passes through canonical().
 #pragma once
@@ -24,8 +25,12 @@ namespace steerfast::STEERFAST_ISA {
 
 constexpr int kLanes = 32;
 
-struct BFloat16 { uint16_t bits; };
-struct Float16 { uint16_t bits; };
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
 
 template <typename T>
 struct Rounded;  // lanes rounded to T: lanes() as float32, store() to memory
@@ -101,11 +106,11 @@ struct Rounded<BFloat16> {
             _mm512_castsi512_ps(_mm512_and_si512(b, upper))};
   }
   void store(BFloat16* p) const {  // upper halves of a and b, alternating
-    const __m512i pick = _mm512_add_epi16(
-        _mm512_set1_epi32(0x00200000),
-        _mm512_set_epi32(0x1f001f, 0x1d001d, 0x1b001b, 0x190019, 0x170017, 0x150015, 0x130013,
-                         0x110011, 0xf000f, 0xd000d, 0xb000b, 0x90009, 0x70007, 0x50005, 0x30003,
-                         0x10001));
+    const __m512i pick =
+        _mm512_add_epi16(_mm512_set1_epi32(0x00200000),
+                         _mm512_set_epi32(0x1f001f, 0x1d001d, 0x1b001b, 0x190019, 0x170017,
+                                          0x150015, 0x130013, 0x110011, 0xf000f, 0xd000d, 0xb000b,
+                                          0x90009, 0x70007, 0x50005, 0x30003, 0x10001));
     _mm512_storeu_si512(p, _mm512_permutex2var_epi16(a, pick, b));
   }
 };
@@ -280,7 +285,8 @@ inline Lanes load(const float* p) {
 }
 inline float widen(Float16 half) {
   const uint32_t magnitude = (half.bits & 0x7fffu) << 13;
-  // 2^112 moves float16's exponent bias to float32's, subnormals included; infinity and NaN keep theirs.
+  // 2^112 moves float16's exponent bias to float32's, subnormals included; infinity and NaN keep
+  // theirs.
   const uint32_t finite = bits_of(float_of(magnitude) * 0x1p112f);
   const uint32_t wide = magnitude >= 0x0f800000u ? (magnitude | 0x7f800000u) : finite;
   return float_of(wide | (half.bits & 0x8000u) << 16);
@@ -345,7 +351,8 @@ inline uint16_t narrow(float value) {
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // to infinity
   if (magnitude < 0x38800000u)  // subnormal: adding 0.5 makes the FPU round to multiples of 2^-24
     return static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u));
-  return static_cast<uint16_t>(sign | (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13);
+  return static_cast<uint16_t>(sign |
+                               (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13);
 }
 template <>
 struct Rounded<Float16> {

@@ -1,12 +1,12 @@
-// The CPU kernel. Compiled once per instruction set (STEERFAST_ISA names it, the compiler flags make
-// it so), with nothing but C headers included: an inline library function compiled here with AVX-512
-// could otherwise be the copy that the linker keeps for everybody.
+// The CPU kernel. Compiled once per instruction set (STEERFAST_ISA names it, the compiler flags
+// make it so), with nothing but C headers included: an inline library function compiled here with
+// AVX-512 could otherwise be the copy that the linker keeps for everybody.
 //
-// A row is handled by one thread in two passes over data that stays in L1 (three with a finish), and
-// element i always lands in the same lane, so a row's result depends on D and dtype alone.
+// A row is handled by one thread in two passes over data that stays in L1 (three with a finish),
+// and element i always lands in the same lane, so a row's result depends on D and dtype alone.
 //
-// In bfloat16 this is bound by arithmetic, most of it rounding, not by memory: software prefetch of the
-// next row and running its first pass beside this row's second were tried and changed nothing.
+// In bfloat16 this is bound by arithmetic, most of it rounding, not by memory: software prefetch of
+// the next row and running its first pass beside this row's second were tried and changed nothing.
 #include "../steer.h"
 #include "lanes.h"
 
@@ -175,11 +175,14 @@ bool rows(const SteerParams& p, int64_t begin, int64_t end) {
 bool steer_rows(const SteerParams& p, int64_t begin, int64_t end) {
   const bool wide_weight = p.weight_dtype == Dtype::kFloat32;
   switch (p.dtype) {
-    case Dtype::kFloat32: return rows<float, float>(p, begin, end);
+    case Dtype::kFloat32:
+      return rows<float, float>(p, begin, end);
     case Dtype::kBFloat16:
-      return wide_weight ? rows<BFloat16, float>(p, begin, end) : rows<BFloat16, BFloat16>(p, begin, end);
+      return wide_weight ? rows<BFloat16, float>(p, begin, end)
+                         : rows<BFloat16, BFloat16>(p, begin, end);
     case Dtype::kFloat16:
-      return wide_weight ? rows<Float16, float>(p, begin, end) : rows<Float16, Float16>(p, begin, end);
+      return wide_weight ? rows<Float16, float>(p, begin, end)
+                         : rows<Float16, Float16>(p, begin, end);
   }
   return false;
 }

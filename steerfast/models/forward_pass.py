@@ -13,7 +13,9 @@ from steerfast import ops, reference, triton_ops
 from steerfast.errors import SteerfastError
 from steerfast.reference import Steering
 from steerfast.route import Route
-from steerfast.table import Entry, Table
+from steerfast.table import UNSTEERED, Entry, Table
+
+_BY_NAME = {"reference": reference, "triton": triton_ops}
 
 
 class ForwardPass:
@@ -23,12 +25,13 @@ class ForwardPass:
         self.table = table
         self.route = Route(table.device)
         self.backend = backend
-        # All have the same functions with the same arguments; ops covers both compiled backends.
-        by_name = {"reference": reference, "triton": triton_ops}
-        self.ops: ModuleType = by_name.get(backend, ops)
         self.site_records = list(table.records.unbind(0))
         self.requests: tuple[Entry | None, ...] = (None,)
-        self.single = True  # one request for every row, as against one request per row
+        self.served: tuple[Entry | None, ...] = (None,)  # those of the last forward, for its report
+        self.count: int | None = (
+            None  # rows that ``use`` was given plans for; None: one for all rows
+        )
+        self.active = False
         self.prompt_lengths: Tensor | None = None
         self.row_slot, self.row_gain = self.route.buffers(1)
         self.shape = (0, 0)
@@ -44,14 +47,17 @@ class ForwardPass:
         single: bool = True,
         prompt_lengths: Tensor | None = None,
     ) -> None:
-        """Set what the next forwards steer by."""
-        self.requests, self.single = tuple(requests), single
+        """Set what the next forwards steer by: one request for all rows (``single``), or one a row."""
+        self.requests = tuple(requests)
+        self.count = None if single else len(self.requests)
+        self.active = any(entry is not None for entry in self.requests)
         self.prompt_lengths = prompt_lengths
         self.route.assign(self.requests)
 
     @property
-    def active(self) -> bool:
-        return any(entry is not None for entry in self.requests)
+    def ops(self) -> ModuleType:
+        """The functions of the backend. All have the same; ``ops`` covers both compiled backends."""
+        return _BY_NAME.get(self.backend, ops)
 
     def to(self, device: torch.device) -> None:
         """Follow the model to another device."""
@@ -78,6 +84,7 @@ class ForwardPass:
         self._handed = None
         batch, length = int(shape[0]), int(shape[1])
         self.shape = (batch, length)
+        self.served = self.requests
         if device != self.table.device:
             self.to(device)
         if self._routed_rows is not None:
@@ -90,10 +97,7 @@ class ForwardPass:
             return
         self._check_batch(batch, exact=self.generation is None)
         lengths = self._bare_prompt_lengths(batch)
-        if self.active:
-            positions, real = _positions(attention_mask, position_ids, cache, length, device)
-        else:
-            positions, real = torch.zeros((1, length), dtype=torch.int64, device=device), None
+        positions, real = self._positions(attention_mask, position_ids, cache, length)
         slots = self.route.slots(batch, positions, real, lengths)
         self.row_slot = slots.reshape(-1).to(torch.int32)
         self.row_gain = torch.ones_like(self.row_slot, dtype=torch.float32)
@@ -107,7 +111,7 @@ class ForwardPass:
         device = self.table.device
         self._check_batch(batch, exact=False)
         lengths = self.generation.lengths(batch, attention_mask, cache, device)
-        positions, real = _positions(attention_mask, None, cache, length, device)
+        positions, real = self._positions(attention_mask, None, cache, length)
         slots = self.route.slots(batch, positions, real, lengths)
         self.row_slot, self.row_gain = self.route.buffers(batch * length)
         self.row_slot.copy_(slots.reshape(-1))
@@ -118,8 +122,8 @@ class ForwardPass:
         self._routed_rows = None
 
     def _check_batch(self, batch: int, exact: bool) -> None:
-        count = len(self.requests)
-        if self.single or (batch == count if exact else batch % count == 0):
+        count = self.count
+        if count is None or (batch == count if exact else batch % count == 0):
             return
         raise ValueError(
             f"use() was given {count} plans, but the batch has {batch} rows; give one plan (or None) "
@@ -142,6 +146,44 @@ class ForwardPass:
                 f"use() was given {self.prompt_lengths.numel()} prompt lengths, but the batch has {batch} rows"
             )
         return self.prompt_lengths.to(self.table.device)
+
+    def _positions(
+        self, attention_mask: Any, position_ids: Tensor | None, cache: Any, length: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """(absolute positions [B or 1, T], real [B, T] or None) of the T tokens after the cache's."""
+        device = self.table.device
+        seen = 0 if cache is None else cache.get_seq_length()
+        here = torch.arange(length, device=device) + seen
+        if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+            mask = attention_mask.to(device)
+            if isinstance(seen, int) and mask.shape[1] < seen + length:
+                raise ValueError(
+                    f"attention_mask covers {mask.shape[1]} tokens, but the cache holds {seen} and "
+                    f"{length} more come; pass the mask of the whole sequence"
+                )
+            positions = mask.to(torch.int64).cumsum(-1) - 1
+            return positions.index_select(1, here), mask.index_select(1, here)
+        if attention_mask is None and position_ids is not None and position_ids.ndim == 2:
+            return position_ids.to(device, torch.int64), None
+        if attention_mask is not None and self.active:
+            of_tensor = isinstance(attention_mask, Tensor)
+            kind = f"{attention_mask.ndim}-D" if of_tensor else "custom"
+            raise SteerfastError(
+                f"a {kind} attention mask does not tell padding from tokens, and padding is never "
+                "steered; pass a 2-D attention_mask, or none if there is no padding"
+            )
+        return here.unsqueeze(0), None
+
+    def route_alone(self, rows: int) -> None:
+        """For a layer called by itself, outside of its model's forward."""
+        if self.active:
+            raise SteerfastError(
+                f"a layer was called by itself with {rows} rows, which no forward of the model has "
+                "routed; call the model, or end use() first"
+            )
+        self.shape, self.served = (1, rows), self.requests
+        self.row_slot, self.row_gain = self.route.buffers(rows)
+        self.row_slot.fill_(UNSTEERED)
 
     # -- what the layers read ---------------------------------------------------------------------
 
@@ -181,50 +223,27 @@ class Generation:
         self, batch: int, attention_mask: Tensor | None, cache: Any, device: torch.device
     ) -> Tensor:
         """P of every row, [B] int64: the real tokens of its prompt."""
-        if self._lengths is None or self._lengths.numel() != batch:
-            if self._lengths is not None:
-                raise SteerfastError(
-                    f"generate changed its batch from {self._lengths.numel()} to {batch} rows; this "
-                    "generation strategy is not supported"
-                )
+        if self._lengths is None:
             if attention_mask is None:
                 seen = 0 if cache is None else int(cache.get_seq_length())
                 self._lengths = torch.full((batch,), max(self.width, seen), device=device)
             else:
-                # A chunked prefill shows the mask of its first chunk; what follows it is prompt too.
-                missing = max(0, self.width - attention_mask.shape[1])
-                self._lengths = attention_mask.to(device, torch.int64).sum(-1) + missing
+                lengths = attention_mask.to(device, torch.int64).sum(-1)
+                missing = self.width - attention_mask.shape[1]
+                if missing > 0:
+                    # A chunk of a longer prompt: whatever comes now is prompt, and P is known at its end.
+                    return lengths + missing
+                self._lengths = lengths
+        if self._lengths.numel() != batch:
+            raise SteerfastError(
+                f"generate changed its batch from {self._lengths.numel()} to {batch} rows; this "
+                "generation strategy is not supported"
+            )
         return self._lengths
 
 
 def _version(tensor: Tensor) -> int | None:
     """The in-place counter where there is one: not while tracing, not for inference tensors."""
-    if tensor.is_inference() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or tensor.is_inference():
         return None
     return tensor._version
-
-
-def _positions(
-    attention_mask: Any, position_ids: Tensor | None, cache: Any, length: int, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """(absolute positions [B or 1, T], real [B, T] or None) of the last T tokens."""
-    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
-        mask = attention_mask.to(device)
-        seen = 0 if cache is None else cache.get_seq_length()
-        if mask.shape[1] < length or (isinstance(seen, int) and mask.shape[1] < seen + length):
-            raise ValueError(
-                f"attention_mask covers {mask.shape[1]} tokens, but the cache holds {seen} and {length} "
-                "more come; pass the mask of the whole sequence"
-            )
-        positions = mask.to(torch.int64).cumsum(-1) - 1
-        return positions[:, -length:], mask[:, -length:]
-    if attention_mask is not None:
-        kind = f"{attention_mask.ndim}-D" if isinstance(attention_mask, Tensor) else "custom"
-        raise SteerfastError(
-            f"a {kind} attention mask does not tell padding from tokens, and padding is never steered; "
-            "pass a 2-D attention_mask, or none if there is no padding"
-        )
-    if position_ids is not None and position_ids.ndim == 2:
-        return position_ids.to(device, torch.int64), None
-    seen = 0 if cache is None else cache.get_seq_length()
-    return (torch.arange(length, device=device) + seen).unsqueeze(0), None

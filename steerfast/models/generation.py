@@ -30,9 +30,9 @@ class SteeredGenerate:
             batch, width = 1, 1
         else:
             batch, width = prompt.shape[0], prompt.shape[1]
-        if not shared.single and batch != len(shared.requests):
+        if shared.count is not None and batch != shared.count:
             raise ValueError(
-                f"use() was given {len(shared.requests)} plans, but generate got {batch} prompts; give one "
+                f"use() was given {shared.count} plans, but generate got {batch} prompts; give one "
                 "plan (or None) per prompt, or a single plan for all"
             )
         outer, shared.generation = shared.generation, Generation(width)

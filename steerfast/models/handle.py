@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from steerfast.errors import SteerfastError
+from steerfast.lowering import site_name
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.rebind import Rebindings
 from steerfast.plan import Plan
-from steerfast.table import Entry, Table
+from steerfast.table import UNSTEERED, Entry, Table
 
 Plans = Plan | None | Sequence[Plan | None]
 
@@ -145,17 +146,18 @@ class Handle:
     def report(self) -> Report:
         """What the last forward steered, read back from the route that the kernels used."""
         shared = self._shared
-        batch, length = shared.shape
-        slots = Counter(shared.row_slot[: batch * length].tolist()) if batch * length else Counter()
+        rows = shared.shape[0] * shared.shape[1]
+        slots = Counter(shared.row_slot[:rows].tolist())
         lines = []
-        for entry in self.table.entries:
+        served = {entry.plan.digest: entry for entry in shared.served if entry is not None}
+        for digest, entry in served.items():
             for slot, phase in zip(entry.slots, entry.phases, strict=True):
-                for name in self.table.active_sites(slot) if slots.get(slot) and slot >= 0 else ():
+                for site in sorted(phase.deltas) if slots[slot] else ():
                     lines.append(
-                        SteeredRows(name, slot, entry.plan.digest, phase.name, slots[slot])
+                        SteeredRows(site_name(site), slot, digest, phase.name, slots[slot])
                     )
-        steered = sum(count for slot, count in slots.items() if slot >= 0)
-        return Report(batch * length, steered, tuple(lines))
+        steered = sum(count for slot, count in slots.items() if slot != UNSTEERED)
+        return Report(rows, steered, tuple(lines))
 
     def detach(self) -> None:
         """Put the model's own methods back, the very same objects. Harmless twice.

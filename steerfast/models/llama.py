@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from steerfast.errors import SteerfastError
 from steerfast.lowering import site_index
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.reference import Steering
@@ -49,12 +50,14 @@ def _global_hooks() -> bool:
     )
 
 
-def _at_hand(norm: nn.Module, stream: Tensor, ours: Any = None) -> bool:
-    """The kernel may stand in for this norm: nobody watches or replaces it, and its weight is a plain
-    tensor on the stream's device (offloading libraries keep it elsewhere until the norm is called)."""
+def _at_hand(norm: nn.Module, kind: type, stream: Tensor, ours: Any = None) -> bool:
+    """The kernel may stand in for this norm: it is still of the class that attach knew, nobody watches or
+    replaces it, and its weight is a plain tensor on the stream's device (offloading libraries keep it
+    elsewhere until the norm is called)."""
     weight = norm._parameters.get("weight")
     return (
-        norm.__dict__.get("forward") is ours
+        type(norm) is kind
+        and norm.__dict__.get("forward") is ours
         and type(weight) is nn.Parameter
         and weight.device == stream.device
         and (weight.dtype is stream.dtype or weight.dtype is torch.float32)
@@ -68,17 +71,13 @@ class SteeredLayer:
     def __init__(self, layer: Any, index: int, shared: ForwardPass) -> None:
         self.layer = layer
         self.shared = shared
-        self.input_norm: nn.Module = layer.input_layernorm
-        self.mid_norm: nn.Module = layer.post_attention_layernorm
-        self.is_first = index == 0
+        self.norm_class = type(layer.input_layernorm)
         self.mid_site = site_index("resid_mid", index)
         self.post_site = site_index("resid_post", index)
-        # Set by attach: what runs next. The final norm is called as a module, so it has no forward of ours
-        # to compare with but its own; a layer's input norm must have none.
-        self.next_layer: nn.Module | None = None
-        self.next_norm: nn.Module = self.input_norm
-        self.next_forward: Any = None
-        self.next_norm_forward: Any = None
+        # Set by attach, to notice whoever replaces a forward later: what stands in ``forward`` of this
+        # layer, and what runs next.
+        self.own_forward: Any = None
+        self.next: NextNorm | None = None
 
     def forward(
         self,
@@ -100,19 +99,20 @@ class SteeredLayer:
             **kwargs,
         }
         layer, shared = self.layer, self.shared
+        rows = hidden_states.shape[0] * hidden_states.shape[1]
+        if rows != shared.row_slot.shape[0]:
+            shared.route_alone(rows)
         if layer.training and layer.gradient_checkpointing:
             return self._checkpointed(hidden_states, attention)
-        pre = shared.steering(0) if self.is_first else None
         mid, post = shared.steering(self.mid_site), shared.steering(self.post_site)
-        return self._run(hidden_states, attention, pre, mid, post, hand_over=True)
+        return self._run(hidden_states, attention, mid, post, hand_over=True)
 
     def _checkpointed(self, hidden_states: Tensor, attention: dict[str, Any]) -> Tensor:
         """Under gradient checkpointing the layer is one function that backward runs a second time: no
         cache, as in transformers, no hand-over, and steering by value."""
         attention |= {"past_key_values": None, "use_cache": False}
-        pre = self.shared.frozen(0) if self.is_first else None
         mid, post = self.shared.frozen(self.mid_site), self.shared.frozen(self.post_site)
-        run = partial(self._run, attention=attention, pre=pre, mid=mid, post=post, hand_over=False)
+        run = partial(self._run, attention=attention, mid=mid, post=post, hand_over=False)
         checkpoint: Callable[..., Tensor] = self.layer._gradient_checkpointing_func
         return checkpoint(run, hidden_states)
 
@@ -120,28 +120,19 @@ class SteeredLayer:
         self,
         hidden_states: Tensor,
         attention: dict[str, Any],
-        pre: Steering | None,
         mid: Steering,
         post: Steering,
         hand_over: bool,
     ) -> Tensor:
-        layer, shared, input_norm, mid_norm = (
-            self.layer,
-            self.shared,
-            self.input_norm,
-            self.mid_norm,
-        )
-        fusing = shared.fusing
+        layer, shared, fusing = self.layer, self.shared, self.shared.fusing
         stream: Tensor = hidden_states
-        if pre is not None:
-            stream, normed = self._steer_norm(stream, pre)
-        else:
-            taken = shared.take(stream, input_norm) if hand_over else None
-            normed = input_norm(stream) if taken is None else taken
+        input_norm, mid_norm = layer.input_layernorm, layer.post_attention_layernorm
+        taken = shared.take(stream, input_norm) if hand_over else None
+        normed = input_norm(stream) if taken is None else taken
         branch, _ = layer.self_attn(hidden_states=normed, **attention)
         if branch.dtype is not stream.dtype:
             branch, stream = _same_dtype(branch, stream)
-        if fusing and _at_hand(mid_norm, stream):
+        if fusing and _at_hand(mid_norm, self.norm_class, stream):
             stream, normed = shared.ops.steer_add_rms_norm(
                 branch, stream, mid_norm.weight, mid_norm.variance_epsilon, mid
             )
@@ -151,34 +142,43 @@ class SteeredLayer:
         branch = layer.mlp(normed)
         if branch.dtype is not stream.dtype:
             branch, stream = _same_dtype(branch, stream)
-        norm = self.next_norm
-        if fusing and hand_over and self._next_is_ours(stream):
+        norm = self._next_norm(stream) if fusing and hand_over else None
+        if norm is None:
+            stream = shared.ops.steer_add(branch, stream, post)
+        else:
             stream, normed = shared.ops.steer_add_rms_norm(
                 branch, stream, norm.weight, norm.variance_epsilon, post
             )
             shared.offer(stream, norm, normed)
-        else:
-            stream = shared.ops.steer_add(branch, stream, post)
         return stream
 
-    def _steer_norm(self, stream: Tensor, pre: Steering) -> tuple[Tensor, Tensor]:
-        """resid_pre of layer 0: there is no branch to add."""
-        norm = self.input_norm
-        if self.shared.fusing and _at_hand(norm, stream):
-            pair: tuple[Tensor, Tensor] = self.shared.ops.steer_rms_norm(
-                stream, norm.weight, norm.variance_epsilon, pre
-            )
-            return pair
-        stream = self.shared.ops.steer(stream, pre)
-        return stream, norm(stream)
+    def _next_norm(self, stream: Tensor) -> Any:
+        """The norm that reads this layer's output, if nothing can come between; else None."""
+        layer = self.layer
+        if layer.__dict__.get("forward") is not self.own_forward or not _unobserved(layer):
+            return None
+        return None if self.next is None else self.next.ready(stream)
 
-    def _next_is_ours(self, stream: Tensor) -> bool:
-        following = self.next_layer
-        if following is not None and (
-            following.__dict__.get("forward") is not self.next_forward or not _unobserved(following)
-        ):
-            return False
-        return _unobserved(self.layer) and _at_hand(self.next_norm, stream, self.next_norm_forward)
+
+class NextNorm:
+    """The norm that will read a stream: ``name`` of ``owner``, which is the next layer or the model."""
+
+    def __init__(self, owner: nn.Module, name: str, owner_forward: Any, norm_forward: Any) -> None:
+        self.owner, self.name = owner, name
+        self.norm_class = type(getattr(owner, name))
+        # What must stand in ``forward`` of both. A layer must be ours; the model calls its final norm as a
+        # module, so that one has a forward of ours where attach found none.
+        self.owner_forward, self.norm_forward = owner_forward, norm_forward
+
+    def ready(self, stream: Tensor) -> Any:
+        """The norm, if it may be computed here and handed over; else None."""
+        owner, norm = self.owner, self.owner._modules[self.name]
+        if owner.__dict__.get("forward") is not self.owner_forward:
+            return None
+        if self.name == "input_layernorm" and not _unobserved(owner):
+            return None
+        assert norm is not None
+        return norm if _at_hand(norm, self.norm_class, stream, self.norm_forward) else None
 
 
 def _same_dtype(branch: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,10 +201,19 @@ class SteeredNorm:
 
 
 class SteeredModel:
-    """The ``forward`` of the LlamaModel: makes the route, then runs the original."""
+    """The ``forward`` of the LlamaModel: makes the route, steers ``resid_pre`` of layer 0, then runs
+    the original on the steered embeddings."""
 
-    def __init__(self, model: Any, shared: ForwardPass, original: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        shared: ForwardPass,
+        original: Callable[..., Any],
+        layers: list[SteeredLayer],
+        first: NextNorm,
+    ) -> None:
         self.model, self.shared, self.original = model, shared, original
+        self.layers, self.first = layers, first
 
     def forward(
         self,
@@ -216,13 +225,17 @@ class SteeredModel:
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        given = input_ids if input_ids is not None else inputs_embeds
-        if given is not None:
+        if (input_ids is None) != (inputs_embeds is None):  # else transformers' own error follows
+            given = input_ids if inputs_embeds is None else inputs_embeds
+            self._check_layers()
             weight = self.model.embed_tokens.weight
-            device = given.device if weight.device.type == "meta" else weight.device
-            shape = given.shape[:2]
+            device = given.device if weight.device.type == "meta" else weight.device  # type: ignore[union-attr]
+            shape = given.shape[:2]  # type: ignore[union-attr]
             self.shared.fusing = not _global_hooks()
             self.shared.begin(shape, attention_mask, position_ids, past_key_values, device)
+            if inputs_embeds is None:
+                inputs_embeds = self.model.embed_tokens(input_ids)
+            inputs_embeds, input_ids = self._steered(inputs_embeds), None
         return self.original(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -232,3 +245,29 @@ class SteeredModel:
             use_cache=use_cache,
             **kwargs,
         )
+
+    def _steered(self, stream: Tensor) -> Tensor:
+        """There is no branch to add yet, but a norm to hand over."""
+        shared, site = self.shared, self.shared.steering(0)
+        norm = self.first.ready(stream) if shared.fusing else None
+        if norm is None:
+            alone: Tensor = shared.ops.steer(stream, site)
+            return alone
+        stream, normed = shared.ops.steer_rms_norm(stream, norm.weight, norm.variance_epsilon, site)
+        shared.offer(stream, norm, normed)
+        return stream
+
+    def _check_layers(self) -> None:
+        """A layer that was swapped for another would run unsteered."""
+        now = self.model.layers._modules.values()
+        for index, (layer, ours) in enumerate(zip(now, self.layers, strict=False)):
+            if layer is not ours.layer:
+                raise SteerfastError(
+                    f"layer {index} was replaced after attach, by {type(layer).__name__}; detach and "
+                    "attach again"
+                )
+        if len(now) != len(self.layers):
+            raise SteerfastError(
+                f"the model had {len(self.layers)} layers at attach and has {len(now)} now; detach and "
+                "attach again"
+            )

@@ -1,0 +1,247 @@
+// From torch tensors to SteerParams: the checks, the allocation of results and the bodies of the
+// operators, shared by every device. A device is a class with
+//
+//     static constexpr const char* kName;            // for messages
+//     explicit Device(const Tensor& residual);       // where the call takes place
+//     bool holds(const Tensor&) const;               // does it lie there
+//     int32_t type() const, index() const;           // of the results, in aoti's numbers
+//     void run(const SteerParams&) const;            // rows and width are not 0
+//
+// Argument checks here are terse; steerfast/ops.py repeats a failing call's checks in Python, where
+// the message can name shapes, what was wanted and the next step.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <tuple>
+
+#include "steer.h"
+
+namespace steerfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Dtype dtype_of(const Tensor& t, const char* what) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, what, " must be float32, bfloat16 or float16");
+  }
+}
+
+// [..., D] as rows at one stride, if its layout allows.
+inline bool as_rows(const Tensor& t, int64_t* stride) {
+  const int64_t dims = t.dim();
+  if (dims == 0 || (t.size(dims - 1) > 1 && t.stride(dims - 1) != 1)) return false;
+  *stride = dims > 1 ? t.stride(dims - 2) : t.size(dims - 1);
+  if (dims > 1 && t.size(dims - 2) == 1) *stride = t.size(dims - 1);
+  int64_t expected = *stride;
+  bool first = true;
+  for (int64_t d = dims - 2; d >= 0; --d) {
+    if (t.size(d) == 1) continue;
+    if (first) {
+      *stride = expected = t.stride(d);
+      first = false;
+    } else if (t.stride(d) != expected) {
+      return false;
+    }
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+inline Tensor rows_of(const Tensor& t, int64_t* stride) {
+  if (as_rows(t, stride)) return t;
+  Tensor copy = torch::stable::contiguous(t);
+  *stride = t.size(t.dim() - 1);
+  return copy;
+}
+
+inline void check_same(const Tensor& a, const Tensor& b, const char* what) {
+  STD_TORCH_CHECK(a.dim() == b.dim() && a.dim() >= 1, what, ": different number of dimensions");
+  for (int64_t d = 0; d < a.dim(); ++d)
+    STD_TORCH_CHECK(a.size(d) == b.size(d), what, ": different shapes");
+  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), what, ": different dtypes");
+}
+
+template <typename Device>
+struct Call {
+  Device device;
+  SteerParams p;
+
+  explicit Call(const Tensor& residual) : device(residual) {
+    STD_TORCH_CHECK(residual.dim() >= 1 && device.holds(residual),
+                    "residual must be a tensor [..., D] on ", Device::kName);
+    p.rows = 1;
+    for (int64_t d = 0; d + 1 < residual.dim(); ++d) p.rows *= residual.size(d);
+    p.width = residual.size(residual.dim() - 1);
+    p.dtype = dtype_of(residual, "residual");
+  }
+
+  void check_branch(const Tensor& x, const Tensor& residual) const {
+    check_same(x, residual, "x and residual");
+    STD_TORCH_CHECK(device.holds(x), "x must be on ", Device::kName, ", like residual");
+  }
+
+  void norm(const Tensor& weight, double eps) {
+    STD_TORCH_CHECK(weight.dim() == 1 && weight.size(0) == p.width && weight.is_contiguous(),
+                    "weight must be a contiguous [D]");
+    p.weight_dtype = dtype_of(weight, "weight");
+    STD_TORCH_CHECK(p.weight_dtype == p.dtype || p.weight_dtype == Dtype::kFloat32,
+                    "weight must have the dtype of the stream, or float32");
+    STD_TORCH_CHECK(device.holds(weight), "weight must be on ", Device::kName, ", like residual");
+    p.weight = weight.const_data_ptr();
+    p.eps = static_cast<float>(eps);
+  }
+
+  void steering(const Tensor& row_slot, const Tensor& row_gain, const Tensor& records,
+                const Tensor& bank) {
+    STD_TORCH_CHECK(row_slot.scalar_type() == ScalarType::Int && row_slot.numel() == p.rows &&
+                        row_slot.is_contiguous(),
+                    "row_slot must be a contiguous int32 [N]");
+    STD_TORCH_CHECK(row_gain.scalar_type() == ScalarType::Float && row_gain.numel() == p.rows &&
+                        row_gain.is_contiguous(),
+                    "row_gain must be a contiguous float32 [N]");
+    STD_TORCH_CHECK(records.scalar_type() == ScalarType::Int && records.dim() == 2 &&
+                        records.size(1) == kRecordWidth && records.is_contiguous(),
+                    "records must be a contiguous int32 [S, 4]");
+    STD_TORCH_CHECK(bank.scalar_type() == ScalarType::Float && bank.dim() == 2 &&
+                        bank.size(1) == p.width && bank.is_contiguous(),
+                    "bank must be a contiguous float32 [V, D]");
+    STD_TORCH_CHECK(device.holds(row_slot) && device.holds(row_gain) && device.holds(records) &&
+                        device.holds(bank),
+                    "route and table must be on ", Device::kName, ", like the stream");
+    p.row_slot = static_cast<const int32_t*>(row_slot.const_data_ptr());
+    p.row_gain = static_cast<const float*>(row_gain.const_data_ptr());
+    p.records = static_cast<const int32_t*>(records.const_data_ptr());
+    p.bank = static_cast<const float*>(bank.const_data_ptr());
+    p.slots = records.size(0);
+    p.bank_rows = bank.size(0);
+  }
+
+  Tensor empty_rows(const Tensor& like, ScalarType dtype) const {
+    int64_t sizes[16], strides[16], stride = 1;
+    const int64_t dims = like.dim();
+    STD_TORCH_CHECK(dims <= 16, "at most 16 dimensions");
+    for (int64_t d = dims - 1; d >= 0; --d) {
+      sizes[d] = like.size(d);
+      strides[d] = stride;
+      stride *= sizes[d] > 0 ? sizes[d] : 1;
+    }
+    AtenTensorHandle out;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        dims, sizes, strides,
+        torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device.type(),
+        device.index(), &out));
+    return Tensor(out);
+  }
+
+  void run() const {
+    if (p.rows > 0 && p.width > 0) device.run(p);
+  }
+};
+
+// The operators. One body stands behind all of them; absent parts are null.
+template <typename Device>
+struct Ops {
+  static std::tuple<Tensor, Tensor> run(const Tensor* x, const Tensor& residual,
+                                        const Tensor* weight, double eps, const Tensor* row_slot,
+                                        const Tensor* row_gain, const Tensor* records,
+                                        const Tensor* bank) {
+    Call<Device> call(residual);
+    if (x) call.check_branch(*x, residual);
+    const Tensor residual_rows = rows_of(residual, &call.p.residual_stride);
+    call.p.residual = residual_rows.const_data_ptr();
+    const Tensor x_rows = x ? rows_of(*x, &call.p.x_stride) : residual_rows;
+    if (x) call.p.x = x_rows.const_data_ptr();
+    if (weight) call.norm(*weight, eps);
+    if (row_slot) call.steering(*row_slot, *row_gain, *records, *bank);
+    Tensor stream = call.empty_rows(residual, residual.scalar_type());
+    call.p.stream = stream.mutable_data_ptr();
+    call.p.stream_stride = call.p.width;
+    if (!weight) {
+      call.run();
+      return {stream, stream};
+    }
+    Tensor normed = call.empty_rows(residual, weight->scalar_type());
+    call.p.normed = normed.mutable_data_ptr();
+    call.p.normed_stride = call.p.width;
+    call.run();
+    return {stream, normed};
+  }
+
+  // In place: residual becomes the stream, x its norm.
+  static void run_(Tensor& x, Tensor& residual, const Tensor& weight, double eps,
+                   const Tensor* row_slot, const Tensor* row_gain, const Tensor* records,
+                   const Tensor* bank) {
+    Call<Device> call(residual);
+    call.check_branch(x, residual);
+    STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(),
+                    "in place, weight must have the dtype of the stream");
+    STD_TORCH_CHECK(as_rows(x, &call.p.x_stride) && as_rows(residual, &call.p.residual_stride),
+                    "in place, x and residual must be rows at one stride");
+    call.norm(weight, eps);
+    if (row_slot) call.steering(*row_slot, *row_gain, *records, *bank);
+    call.p.x = call.p.normed = x.mutable_data_ptr();
+    call.p.residual = call.p.stream = residual.mutable_data_ptr();
+    call.p.normed_stride = call.p.x_stride;
+    call.p.stream_stride = call.p.residual_stride;
+    call.run();
+  }
+
+  static std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
+                                                 const Tensor& weight, double eps) {
+    return run(&x, residual, &weight, eps, nullptr, nullptr, nullptr, nullptr);
+  }
+  static std::tuple<Tensor, Tensor> steer_add_rms_norm(const Tensor& x, const Tensor& residual,
+                                                       const Tensor& weight, double eps,
+                                                       const Tensor& row_slot,
+                                                       const Tensor& row_gain,
+                                                       const Tensor& records, const Tensor& bank) {
+    return run(&x, residual, &weight, eps, &row_slot, &row_gain, &records, &bank);
+  }
+  static std::tuple<Tensor, Tensor> steer_rms_norm(const Tensor& stream, const Tensor& weight,
+                                                   double eps, const Tensor& row_slot,
+                                                   const Tensor& row_gain, const Tensor& records,
+                                                   const Tensor& bank) {
+    return run(nullptr, stream, &weight, eps, &row_slot, &row_gain, &records, &bank);
+  }
+  static Tensor steer_add(const Tensor& x, const Tensor& residual, const Tensor& row_slot,
+                          const Tensor& row_gain, const Tensor& records, const Tensor& bank) {
+    return std::get<0>(run(&x, residual, nullptr, 0., &row_slot, &row_gain, &records, &bank));
+  }
+  static Tensor steer(const Tensor& stream, const Tensor& row_slot, const Tensor& row_gain,
+                      const Tensor& records, const Tensor& bank) {
+    return std::get<0>(run(nullptr, stream, nullptr, 0., &row_slot, &row_gain, &records, &bank));
+  }
+  static void add_rms_norm_(Tensor x, Tensor residual, const Tensor& weight, double eps) {
+    run_(x, residual, weight, eps, nullptr, nullptr, nullptr, nullptr);
+  }
+  static void steer_add_rms_norm_(Tensor x, Tensor residual, const Tensor& weight, double eps,
+                                  const Tensor& row_slot, const Tensor& row_gain,
+                                  const Tensor& records, const Tensor& bank) {
+    run_(x, residual, weight, eps, &row_slot, &row_gain, &records, &bank);
+  }
+
+  // To be called in a STABLE_TORCH_LIBRARY_IMPL(steerfast, <key>, m).
+  static void implement(torch::stable::detail::StableLibrary& m) {
+    m.impl("add_rms_norm", TORCH_BOX(&Ops::add_rms_norm));
+    m.impl("add_rms_norm_", TORCH_BOX(&Ops::add_rms_norm_));
+    m.impl("steer_add_rms_norm", TORCH_BOX(&Ops::steer_add_rms_norm));
+    m.impl("steer_add_rms_norm_", TORCH_BOX(&Ops::steer_add_rms_norm_));
+    m.impl("steer_rms_norm", TORCH_BOX(&Ops::steer_rms_norm));
+    m.impl("steer_add", TORCH_BOX(&Ops::steer_add));
+    m.impl("steer", TORCH_BOX(&Ops::steer));
+  }
+};
+
+}  // namespace steerfast
