@@ -11,39 +11,17 @@ nvcc is called directly: torch's own CUDA build support is switched off under a 
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-TORCH_TARGET = "2.10"
-TORCH_TARGET_DEFINE = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
-# -ffp-contract=off: a fused multiply-add would round differently from one instruction set to the next.
-CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
-X86_ISAS = {
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-}
-CUDA_ARCHS = ["80", "90", "100"]
-
-
-def isas() -> dict[str, list[str]]:
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    return {**(X86_ISAS if x86 else {}), "baseline": []}
-
-
-def find_nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    candidates = [Path(home) / "bin" / "nvcc"] if home else []
-    candidates += [Path(found)] if (found := shutil.which("nvcc")) else []
-    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
-    return next((str(path) for path in candidates if path.exists()), None)
+sys.path.insert(0, str(ROOT / "csrc"))
+from ninja_file import CUDA_ARCHS, find_cxx, find_nvcc, isas, module_name, write_ninja  # noqa: E402
 
 
 def choose() -> tuple[bool, bool]:
@@ -63,17 +41,22 @@ def choose() -> tuple[bool, bool]:
         raise SystemExit(
             f"STEERFAST_BUILD={wanted} needs torch at build time: install it and use --no-build-isolation"
         ) from None
-    nvcc, sources = find_nvcc(), sorted((ROOT / "csrc").glob("*.cu"))
+    if find_cxx() is None:
+        if wanted == "auto":
+            print("steerfast: building nothing, there is no C++ compiler (c++, or set CXX)")
+            return False, False
+        raise SystemExit(f"STEERFAST_BUILD={wanted} needs a C++ compiler: install g++ or set CXX")
+    nvcc = find_nvcc()
     cuda = wanted == "cuda" or (
         wanted == "auto" and nvcc is not None and torch.version.cuda is not None
     )
     if cuda and nvcc is None:
         raise SystemExit("STEERFAST_BUILD=cuda needs nvcc: put it on PATH or set CUDA_HOME")
-    cuda = cuda and bool(sources)
-    print(
-        f"steerfast: building cpu ({', '.join(isas())})"
-        + (f" and cuda (sm_{', sm_'.join(CUDA_ARCHS)})" if cuda else "")
-    )
+    parts = [f"cpu ({', '.join(isas())})"]
+    if cuda:
+        parts.append(f"cuda (sm_{', sm_'.join(CUDA_ARCHS)})")
+    absent = "" if module_name() else "; not _C, which needs Python.h (Debian: python3-dev)"
+    print(f"steerfast: building {' and '.join(parts)}{absent}")
     return True, cuda
 
 
@@ -86,8 +69,7 @@ class NinjaBuild(build_ext):
             return
         build = ROOT / "build" / "ninja"
         build.mkdir(parents=True, exist_ok=True)
-        with open(build / "build.ninja", "w") as out:
-            write_ninja(out, build, cuda)
+        write_ninja(build / "build.ninja", cuda)
         subprocess.run([sys.executable, "-m", "ninja", "-C", str(build)], check=True)
         package = (
             ROOT / "steerfast"
@@ -95,8 +77,8 @@ class NinjaBuild(build_ext):
             else Path(self.build_lib) / "steerfast"
         )
         (package / "lib").mkdir(parents=True, exist_ok=True)
-        module = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-        install(build / module, package / module)
+        if module := module_name():
+            install(build / module, package / module)
         for name in ["cpu"] + (["cuda"] if cuda else []):
             install(build / f"libsteerfast_{name}.so", package / "lib" / f"libsteerfast_{name}.so")
 
@@ -113,99 +95,6 @@ def install(source: Path, target: Path) -> None:
     temporary = target.with_suffix(".tmp")
     shutil.copy2(source, temporary)
     temporary.replace(target)
-
-
-def write_ninja(out, build: Path, cuda: bool) -> None:  # type: ignore[no-untyped-def]
-    import pybind11
-    from ninja import ninja_syntax
-    from torch.utils.cpp_extension import include_paths, library_paths
-
-    n = ninja_syntax.Writer(out, width=200)
-    n.variable("cxx", os.environ.get("CXX", "c++"))
-    torch_includes = [f"-isystem{path}" for path in include_paths()]
-    python_includes = [
-        f"-isystem{sysconfig.get_path('include')}",
-        f"-isystem{pybind11.get_include()}",
-    ]
-    torch_libs = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
-    torch_libs += ["-ltorch_cpu", "-lc10"]
-    n.rule("cxx", "$cxx -MMD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc")
-    n.rule("link", "$cxx -shared $in -o $out $libs")
-    flags = [*CXX_FLAGS, TORCH_TARGET_DEFINE]
-
-    objects = []
-    for isa, isa_flags in isas().items():
-        target = f"steer_rows_{isa}.o"
-        one = [*CXX_FLAGS, f"-DSTEERFAST_ISA={isa}", *isa_flags]
-        n.build(target, "cxx", str(ROOT / "csrc/cpu/steer_rows.cpp"), variables={"flags": one})
-        objects.append(target)
-    n.build("isa.o", "cxx", str(ROOT / "csrc/cpu/isa.cpp"), variables={"flags": flags})
-    n.build(
-        "ops.o", "cxx", str(ROOT / "csrc/ops.cpp"), variables={"flags": [*flags, *torch_includes]}
-    )
-    n.build(
-        "libsteerfast_cpu.so", "link", [*objects, "isa.o", "ops.o"], variables={"libs": torch_libs}
-    )
-
-    def strings(names: list[str]) -> str:
-        return ",".join(f'\\"{name}\\"' for name in names)
-
-    built = [
-        f"'-DSTEERFAST_BUILT_ISAS={strings(list(isas()))}'".replace("\\", ""),
-        f"'-DSTEERFAST_BUILT_CUDA_ARCHS={strings(CUDA_ARCHS if cuda else [])}'".replace("\\", ""),
-        f"'-DSTEERFAST_TORCH_TARGET=\"{TORCH_TARGET}\"'",
-    ]
-    n.build(
-        "module.o",
-        "cxx",
-        str(ROOT / "csrc/module.cpp"),
-        variables={"flags": [*CXX_FLAGS, *python_includes, *built]},
-    )
-    n.build(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "link", "module.o")
-
-    if cuda:
-        archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHS]
-        archs.append(f"-gencode=arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}")
-        nvcc = find_nvcc()
-        # What ptxas reports of each kernel (registers, spills) is kept beside the object: a test reads it.
-        compile_one = f"{nvcc} -MMD -MF $out.d $flags -c $in -o $out > $out.log 2>&1"
-        n.rule(
-            "nvcc",
-            f"{compile_one} || (cat $out.log; exit 1) && (grep -i warning $out.log || true)",
-            depfile="$out.d",
-            deps="gcc",
-        )
-        n.rule("nvlink", f"{nvcc} -shared -nodlink -cudart static $in -o $out $libs")
-        nvcc_flags = [
-            "-O3",
-            "-std=c++17",
-            "-Xcompiler=-fPIC,-fvisibility=hidden",
-            "--threads=2",
-            "-fmad=false",
-            "-lineinfo",
-        ]
-        nvcc_flags += [
-            "-Xptxas=-v",
-            TORCH_TARGET_DEFINE,
-            *archs,
-            *(f"-isystem={path}" for path in include_paths()),
-        ]
-        cuda_objects = []
-        for source in sorted((ROOT / "csrc").glob("*.cu")):
-            target = f"{source.stem}.cu.o"
-            n.build(
-                target,
-                "nvcc",
-                str(source),
-                implicit_outputs=[f"{target}.log"],
-                variables={"flags": nvcc_flags},
-            )
-            cuda_objects.append(target)
-        # libtorch, though nothing of it is used here, brings libtorch_cuda where torch has it (see
-        # ops_cuda.cu). The static runtime stays this library's own: load_library makes symbols global.
-        torch_cuda_libs = ["-Wl,--no-as-needed", "-ltorch", *torch_libs, "-Wl,--exclude-libs,ALL"]
-        libs = [flag.replace("-Wl,", "-Xlinker=") for flag in torch_cuda_libs]
-        n.build("libsteerfast_cuda.so", "nvlink", cuda_objects, variables={"libs": libs})
 
 
 setup(

@@ -27,7 +27,7 @@ def describe() -> dict[str, Any]:
     return {
         "backends": [asdict(status) for status in backends.statuses()],
         "auto": {device: backends.resolve(None, torch.device(device)) for device in devices},
-        "build": backends.build_info() or "no compiled part",
+        "build": backends.build_info() or "not recorded: the _C module was not built",
         "versions": versions,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
