@@ -79,7 +79,7 @@ def setting(seed: int) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "--short", "HEAD")
-        + ("-dirty" if _git("status", "--porcelain") else ""),
+        + ("-dirty" if _changed() else ""),
         "device": device_name(),
         "threads": torch.get_num_threads(),
         "versions": {
@@ -115,6 +115,11 @@ def save(name: str, lines: list[dict[str, Any]]) -> Path:
         for line in lines:
             out.write(json.dumps(line) + "\n")
     return path
+
+
+def _changed() -> bool:
+    """Uncommitted changes, other than results that were just appended."""
+    return bool(_git("status", "--porcelain", "--", "..", ":!../benchmarks/results", ":!../README.md"))
 
 
 def _git(*arguments: str) -> str:

@@ -76,8 +76,11 @@ TABLES = {"ops": ops_table, "decode": decode_table}
 def filled(text: str) -> str:
     """A document with every table between its markers made anew."""
     for name, table in TABLES.items():
-        pattern = rf"(<!-- results:{name} -->\n).*?(\n<!-- /results:{name} -->)"
-        text, count = re.subn(pattern, lambda m, t=table: m[1] + t() + m[2], text, flags=re.DOTALL)
+        pattern = rf"(<!-- results:{name} -->\n).*?(<!-- /results:{name} -->)"
+        made = f"{table()}\n"
+        text, count = re.subn(
+            pattern, lambda m, made=made: m[1] + made + m[2], text, flags=re.DOTALL
+        )
         assert count <= 1, f"results:{name} stands twice"
     return text
 
