@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import steerfast
+from steerfast import backends
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -78,8 +79,7 @@ def setting(seed: int) -> dict[str, Any]:
 
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short", "HEAD")
-        + ("-dirty" if _changed() else ""),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("-dirty" if _changed() else ""),
         "device": device_name(),
         "threads": torch.get_num_threads(),
         "versions": {
@@ -103,7 +103,7 @@ def device_name() -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
-    status = next(s for s in steerfast.backends.statuses() if s.name == "cpu")
+    status = next(s for s in backends.statuses() if s.name == "cpu")
     return f"{name} x{torch.get_num_threads()}, {status.detail}"
 
 
@@ -119,7 +119,9 @@ def save(name: str, lines: list[dict[str, Any]]) -> Path:
 
 def _changed() -> bool:
     """Uncommitted changes, other than results that were just appended."""
-    return bool(_git("status", "--porcelain", "--", "..", ":!../benchmarks/results", ":!../README.md"))
+    return bool(
+        _git("status", "--porcelain", "--", "..", ":!../benchmarks/results", ":!../README.md")
+    )
 
 
 def _git(*arguments: str) -> str:

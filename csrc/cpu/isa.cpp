@@ -27,7 +27,7 @@ bool has_avx512() {
 #endif
 
 constexpr Isa kIsas[] = {
-    // widest first
+// widest first
 #if defined(__x86_64__)
     {"avx512", avx512::steer_rows, has_avx512},
     {"avx2", avx2::steer_rows,

@@ -1,6 +1,7 @@
 // Thirty-two float32 lanes on whatever this translation unit is compiled for: AVX-512, AVX2, or an
-// array that the compiler vectorises. Every version does the same IEEE operations in the same order
-// (no fused multiply-add), so all of them give the same bits.
+// array that the compiler vectorises. Every version does the same IEEE operations in the same
+// order, so all of them give the same bits. Fused multiply-add is used for squares of 16-bit values
+// only, where the product is exact and fusing changes nothing.
 //
 // float and Float16: lane j is element j. BFloat16: lanes 0..15 are the even elements and 16..31
 // the odd ones, because splitting a register of bfloat16 into halves of its 32-bit words costs one
@@ -51,6 +52,10 @@ struct Lanes {
     _mm512_storeu_ps(out + 16, b);
   }
 };
+
+inline Lanes fused_square_add(Lanes p, Lanes sum) {
+  return {_mm512_fmadd_ps(p.a, p.a, sum.a), _mm512_fmadd_ps(p.b, p.b, sum.b)};
+}
 
 inline __m512 canonical(__m512 p) {
   return _mm512_mask_mov_ps(p, _mm512_cmp_ps_mask(p, p, _CMP_UNORD_Q), _mm512_set1_ps(NAN));
@@ -152,6 +157,10 @@ struct Lanes {
     _mm256_storeu_ps(out + 24, b[1]);
   }
 };
+
+inline Lanes fused_square_add(const Lanes& p, const Lanes& sum) {
+  return each(p, sum, [](__m256 s, __m256 t) { return _mm256_fmadd_ps(s, s, t); });
+}
 
 inline Lanes canonical(const Lanes& p) {
   return each(p, p, [](__m256 s, __m256) {
@@ -261,6 +270,8 @@ struct Lanes {
   }
   void spill(float* out) const { std::memcpy(out, v, sizeof v); }
 };
+
+inline Lanes fused_square_add(const Lanes& p, const Lanes& sum) { return sum + p * p; }
 
 inline uint32_t bits_of(float value) {
   uint32_t bits;
@@ -373,6 +384,12 @@ struct Rounded<float> {
   Lanes lanes() const { return kept; }
   void store(float* p) const { kept.spill(p); }
 };
+
+template <typename T>
+inline Lanes square_add(const Lanes& p, const Lanes& sum) {
+  if constexpr (sizeof(T) == 2) return fused_square_add(p, sum);
+  return sum + p * p;
+}
 
 // Lane i + lane i + 16, then + 8, + 4, + 2, + 1: the fixed end of every reduction.
 inline float sum(const Lanes& p) {

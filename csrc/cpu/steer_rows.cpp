@@ -12,9 +12,11 @@
 
 namespace steerfast::STEERFAST_ISA {
 
+template <typename T>
 struct SumOfSquares {
   Lanes part[2] = {Lanes::fill(0.f), Lanes::fill(0.f)};
   void add(int which, const Lanes& p) { part[which] = part[which] + p * p; }
+  void add(int which, const Rounded<T>& p) { part[which] = square_add<T>(p.lanes(), part[which]); }
   float total() const { return sum(part[0] + part[1]); }
 };
 
@@ -77,20 +79,21 @@ struct Row {
     if constexpr (kHasX) return Rounded<T>(block.read(residual) + block.read(x));
     return Rounded<T>(block.read(residual));
   }
-  template <typename Block>
+  template <bool kUnitGain, typename Block>
   Lanes steered(Block block) const {
-    const Lanes added = Lanes::fill(gain) * ordered<T>(block.read(delta));
+    Lanes added = ordered<T>(block.read(delta));
+    if constexpr (!kUnitGain) added = Lanes::fill(gain) * added;  // 1 * delta is delta, bit for bit
     return h(block).lanes() + added;
   }
 };
 
 // |h|/|y|, at most 1 for shrink, 1 where |y| = 0.
-template <typename R>
-inline float finish_factor(const R& row, int64_t width, Finish finish) {
-  SumOfSquares before, after;
+template <typename T, bool kHasX>
+inline float finish_factor(const Row<T, kHasX>& row, int64_t width, Finish finish) {
+  SumOfSquares<T> before, after;
   sweep(width, [&](auto block, int which) {
-    before.add(which, row.h(block).lanes());
-    after.add(which, row.steered(block));
+    before.add(which, row.h(block));
+    after.add(which, row.template steered<false>(block));
   });
   const float norm = std::sqrt(after.total());
   if (!(norm > 0.f)) return 1.f;
@@ -98,22 +101,29 @@ inline float finish_factor(const R& row, int64_t width, Finish finish) {
   return finish == Finish::kShrink && factor > 1.f ? 1.f : factor;
 }
 
-// Writes the new stream; returns the sum of squares of its rounded values.
-template <typename T, typename R>
-inline float write_stream(const R& row, T* stream, int64_t width, Finish finish) {
-  SumOfSquares squares;
-  auto put = [&](auto block, int which, const Rounded<T>& out) {
+// Writes the new stream; returns the sum of squares of its rounded values. Lambdas hold copies of
+// the row: through a reference its pointers would be read again after every store.
+template <typename T, bool kHasX>
+inline float write_stream(const Row<T, kHasX> row, T* stream, int64_t width, Finish finish) {
+  SumOfSquares<T> squares;
+  auto put = [stream, &squares](auto block, int which, const Rounded<T>& out) {
     block.write(out, stream);
-    squares.add(which, out.lanes());
+    squares.add(which, out);
   };
   if (!row.delta) {
-    sweep(width, [&](auto block, int which) { put(block, which, row.h(block)); });
-  } else if (finish == Finish::kNone) {
-    sweep(width, [&](auto block, int which) { put(block, which, Rounded<T>(row.steered(block))); });
-  } else {
+    sweep(width, [row, &put](auto block, int which) { put(block, which, row.h(block)); });
+  } else if (finish != Finish::kNone) {
     const Lanes factor = Lanes::fill(finish_factor(row, width, finish));
-    sweep(width, [&](auto block, int which) {
-      put(block, which, Rounded<T>(row.steered(block) * factor));
+    sweep(width, [row, factor, &put](auto block, int which) {
+      put(block, which, Rounded<T>(row.template steered<false>(block) * factor));
+    });
+  } else if (row.gain == 1.f) {
+    sweep(width, [row, &put](auto block, int which) {
+      put(block, which, Rounded<T>(row.template steered<true>(block)));
+    });
+  } else {
+    sweep(width, [row, &put](auto block, int which) {
+      put(block, which, Rounded<T>(row.template steered<false>(block)));
     });
   }
   return squares.total();
