@@ -23,7 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 
-from steerfast import backends, ops
+from steerfast import ops
 from steerfast.reference import Steering
 
 SEED = 0
@@ -130,13 +130,15 @@ def main() -> None:
         )
 
 
-@pytest.mark.parametrize("rows", ROWS[:4])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("version", ["eager", "unsteered", "steered", "plain"])
-def test_op(benchmark: Any, version: str, rows: int) -> None:
-    """The door for pytest-benchmark: D = 4096, bfloat16."""
-    benchmark.group = f"N={rows}, D=4096, bfloat16, {backends.resolve(None, torch.device('cpu'))}"
+def test_op(benchmark: Any, version: str, rows: int, width: int, dtype: str) -> None:
+    """The door for pytest-benchmark: ``pytest benchmarks --benchmark-only -k "64 and 4096"``."""
+    benchmark.group = f"{dtype}, D={width}, N={rows}"
     with torch.inference_mode():
-        benchmark(versions(torch.bfloat16, 4096, rows)[version])
+        benchmark(versions(DTYPES[dtype], width, rows)[version])
 
 
 if __name__ == "__main__":

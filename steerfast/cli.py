@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from steerfast.errors import SteerfastError
 
@@ -45,7 +46,7 @@ def main() -> None:
     try:
         app()
     except (SteerfastError, ValueError, OSError) as error:
-        screen.print(f"[red]error:[/red] {error}", highlight=False)
+        screen.print(Text.assemble(("error: ", "red"), str(error)))
         sys.exit(1)
 
 
@@ -142,9 +143,9 @@ def demo(
     )
     for row in result.generations:
         if row["coefficient"] == experiment.GENERATION_COEFFICIENTS[0]:
-            table.add_row("[dim]prompt[/dim]", f"[bold]{row['prompt']}[/bold]")
+            table.add_row("[dim]prompt[/dim]", Text(row["prompt"], "bold"))
         table.add_row(
-            f"{row['coefficient']:+.2f}" if row["coefficient"] else "unsteered", row["text"]
+            f"{row['coefficient']:+.2f}" if row["coefficient"] else "unsteered", Text(row["text"])
         )
     screen.print(table)
     curves = Table(
@@ -160,7 +161,7 @@ def demo(
         f"decode, ms per token: stock {speed.stock:.2f}, patched {speed.patched:.2f}, "
         f"steered at every layer {speed.steered:.2f} (medians of {speed.steps} interleaved steps)"
     )
-    screen.print(f"vectors and plot: {out}/")
+    screen.print(Text(f"vectors and plot: {out}/"))
     _emit(
         json_,
         {
@@ -218,16 +219,17 @@ def extract(
     from steerfast import contrast
     from steerfast.extract import extract_corpora, extract_pairs
     from steerfast.io import save_vector
-    from steerfast.texts import count_texts, parse_layers, read_texts
+    from steerfast.texts import count_texts, parse_layers, parse_position, read_texts
 
-    where: Any = position if position in ("last", "mean") else int(position)
-    if (pairs is None) == (positive is None or negative is None):
+    where = parse_position(position)
+    corpora = [path for path in (positive, negative) if path is not None]
+    if len(corpora) != (2 if pairs is None else 0):
         raise ValueError("give either --pairs, or both --positive and --negative")
     chosen = None if layers is None else parse_layers(layers)
     chosen_set = None if pairs is None else contrast.load(pairs)
     loaded = _load(model, dtype)
     with stages() as stage:
-        options = {"position": where, "layers": chosen, "batch_size": batch_size}
+        options: dict[str, Any] = {"position": where, "layers": chosen, "batch_size": batch_size}
         if chosen_set is not None:
             step = stage("extracting", 2 * len(chosen_set.train))
             vector = extract_pairs(
@@ -255,7 +257,7 @@ def extract(
                 **options,
             )
     path = save_vector(vector, out)
-    screen.print(f"{vector!r} -> {path}", highlight=False)
+    screen.print(Text(f"{vector!r} -> {path}"))
     norms = {layer: float(direction.norm()) for layer, direction in vector.directions.items()}
     facts = {
         "norms": norms,
@@ -309,10 +311,10 @@ def generate(
         pair = side_by_side(
             loaded, prompt, wanted, tokens=tokens, chat=chat, sample=sample, seed=seed
         )
-    table = Table("unsteered", "steered", title=prompt, show_lines=True)
-    table.add_row(pair.unsteered, pair.steered)
+    table = Table("unsteered", "steered", title=Text(prompt), show_lines=True)
+    table.add_row(Text(pair.unsteered), Text(pair.steered))
     (screen if json_ else Console()).print(table)
-    screen.print(str(pair.report), highlight=False)
+    screen.print(Text(str(pair.report)))
     _emit(
         json_,
         {
@@ -320,6 +322,7 @@ def generate(
             "unsteered": pair.unsteered,
             "steered": pair.steered,
             "plan": wanted.digest,
+            "steered_rows": pair.report.steered,
         },
     )
 

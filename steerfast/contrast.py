@@ -56,17 +56,23 @@ def load(name_or_path: str | Path) -> ContrastSet:
             f"no contrast set {str(name_or_path)!r}; give a JSON file, or one of {', '.join(shipped())}"
         )
     data = json.loads(text)
+    if not isinstance(data, dict):
+        raise ValueError(f"{name_or_path} is not a contrast set: a JSON object with a list 'pairs'")
     splits: dict[str, list[ContrastPair]] = {"train": [], "held_out": []}
     for number, pair in enumerate(data.get("pairs", ()), 1):
         try:
-            splits[pair.get("split", "train")].append(
-                ContrastPair(pair["prompt"], pair["positive"], pair["negative"])
-            )
+            made = ContrastPair(pair["prompt"], pair["positive"], pair["negative"])
         except KeyError as error:
             raise ValueError(
                 f"pair {number} of {name_or_path} lacks {error}; a pair has prompt, positive, negative, "
                 "and split train or held_out"
             ) from error
+        split = pair.get("split", "train")
+        if split not in splits:
+            raise ValueError(
+                f"pair {number} of {name_or_path} has split {split!r}; known: train, held_out"
+            )
+        splits[split].append(made)
     if not splits["train"]:
         raise ValueError(f"{name_or_path} holds no pairs to extract from")
     return ContrastSet(

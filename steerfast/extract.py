@@ -6,6 +6,7 @@ memory does not grow with the number of samples, and the batch size changes noth
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -61,7 +62,7 @@ def extract_pairs(
             yield _continuation(tokenizer, pair.prompt, pair.positive, 1)
             yield _continuation(tokenizer, pair.prompt, pair.negative, -1)
 
-    means = _run(model, samples(), position, batch_size, progress)
+    means = _run(model, samples(), position, batch_size, progress, layers)
     facts = {"method": "mean difference of contrast pairs", "counts": {"pairs": len(pairs)}}
     return _vector(name, means, layers, model, {**facts, "position": position})
 
@@ -95,7 +96,7 @@ def extract_corpora(
                 if tokens:
                     yield Sample(list(tokens), min(1, len(tokens) - 1), sign)
 
-    means = _run(model, samples(), position, batch_size, progress)
+    means = _run(model, samples(), position, batch_size, progress, layers)
     counts = {"positive": means[1].count, "negative": means[-1].count}
     if not all(counts.values()):
         raise ValueError(f"extract_corpora needs texts on both sides, got {counts}")
@@ -119,6 +120,8 @@ def with_stream_norms(
         for text in texts
     )
     means = _run(model, samples, "last", batch_size, None)
+    if not means[1].count:
+        raise ValueError("with_stream_norms needs at least one text")
     return replace(vector, stream_norms=means[1].norms.medians())
 
 
@@ -173,14 +176,25 @@ def _run(
     position: Position,
     batch_size: int,
     progress: Progress | None,
+    kept: Sequence[int] | None = None,
 ) -> dict[int, _Mean]:
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     decoder, _ = find_decoder(model)
     layers = list(decoder.layers)
+    for layer in kept or ():
+        if not 0 <= layer < len(layers):
+            raise ValueError(
+                f"cannot keep layer {layer}: this model has layers 0..{len(layers) - 1}"
+            )
+    steered = getattr(getattr(decoder.forward, "__self__", None), "shared", None)
+    if steered is not None and steered.active:
+        warnings.warn(
+            "extracting under handle.use(): the vector is of the steered model", stacklevel=3
+        )
     width = int(decoder.config.hidden_size)
     means = {1: _Mean(len(layers), width), -1: _Mean(len(layers), width)}
-    was_training = model.training
+    was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         done = 0
@@ -190,7 +204,8 @@ def _run(
             if progress is not None:
                 progress(done)
     finally:
-        model.train(was_training)
+        for module in was_training:
+            module.training = True
     return means
 
 

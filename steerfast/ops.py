@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from steerfast import backends, reference
 from steerfast.reference import RECORD_WIDTH, Steering
@@ -82,7 +83,10 @@ _steer_add = torch.ops.steerfast.steer_add.default
 _steer = torch.ops.steerfast.steer.default
 
 
-def _needs_grad(*tensors: Tensor) -> bool:
+def needs_grad(*tensors: Tensor) -> bool:
+    """A gradient, or a forward-mode derivative (which no flag of the tensors shows), is wanted."""
+    if getattr(forward_ad, "_current_level", -1) >= 0:
+        return True
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
@@ -97,7 +101,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     both contiguous. Equivalent to ``s = residual + x; return s, LlamaRMSNorm(s)``; stream bitwise so.
     Raises ValueError for shapes, dtypes or devices that do not fit.
     """
-    if _needs_grad(x, residual, weight):
+    if needs_grad(x, residual, weight):
         return reference.add_rms_norm(x, residual, weight, eps)
     try:
         result: tuple[Tensor, Tensor] = _add_rms_norm(x, residual, weight, eps)
@@ -121,7 +125,7 @@ def steer_add_rms_norm(
     bits. Arguments as in ``add_rms_norm``; ``steering``: see ``reference.Steering``, N = all rows of x.
     Returns (stream, normed). Raises ValueError for arguments that do not fit.
     """
-    if _needs_grad(x, residual, weight):
+    if needs_grad(x, residual, weight):
         return reference.steer_add_rms_norm(x, residual, weight, eps, steering)
     try:
         result: tuple[Tensor, Tensor] = _steer_add_rms_norm(x, residual, weight, eps, *steering)
@@ -138,7 +142,7 @@ def steer_rms_norm(
 
     As ``steer_add_rms_norm`` with h = stream. Returns (steered stream, normed), never the input itself.
     """
-    if _needs_grad(stream, weight):
+    if needs_grad(stream, weight):
         return reference.steer_rms_norm(stream, weight, eps, steering)
     try:
         result: tuple[Tensor, Tensor] = _steer_rms_norm(stream, weight, eps, *steering)
@@ -150,7 +154,7 @@ def steer_rms_norm(
 
 def steer_add(x: Tensor, residual: Tensor, steering: Steering) -> Tensor:
     """Residual add and steering, no norm: the stream of ``steer_add_rms_norm``, [..., D]."""
-    if _needs_grad(x, residual):
+    if needs_grad(x, residual):
         return reference.steer_add(x, residual, steering)
     try:
         result: Tensor = _steer_add(x, residual, *steering)
@@ -162,7 +166,7 @@ def steer_add(x: Tensor, residual: Tensor, steering: Steering) -> Tensor:
 
 def steer(stream: Tensor, steering: Steering) -> Tensor:
     """Steering alone: ``round_T(finish(stream + gain * delta))``, [..., D]; a new tensor."""
-    if _needs_grad(stream):
+    if needs_grad(stream):
         return reference.steer(stream, steering)
     try:
         result: Tensor = _steer(stream, *steering)
@@ -203,7 +207,7 @@ def steer_add_rms_norm_(
 
 
 def _refuse_grad(op: str, *tensors: Tensor) -> None:
-    if _needs_grad(*tensors):
+    if needs_grad(*tensors):
         raise ValueError(
             f"{op}: an input requires grad, which an in-place op would lose; use {op[:-1]} or torch.no_grad()"
         )

@@ -6,6 +6,7 @@ formula in double precision, from the same rounded ``h``; ``steerfast.testing`` 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ def steer_rows(h: Tensor, steering: Steering, compute: torch.dtype | None = None
     ``preserve`` multiplies by |h|/|y|, ``shrink`` by min(1, |h|/|y|); both by 1 where |y| = 0.
     """
     compute = compute or torch.promote_types(h.dtype, torch.float32)
-    rows = h.reshape(-1, h.shape[-1]).to(compute)
+    rows = h.reshape(math.prod(h.shape[:-1]), h.shape[-1]).to(compute)
     record = steering.records[steering.row_slot.clamp(min=0).long()]
     delta_row, finish = record[:, 0], record[:, 1]
     active = (steering.row_slot >= 0) & (delta_row >= 0) & (steering.row_gain != 0)

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from steerfast.extract import Position
 from steerfast.io import load_vector
 from steerfast.plan import Plan, Term
 
@@ -60,6 +61,18 @@ def parse_layers(text: str) -> tuple[int, ...]:
     if not layers:
         raise ValueError(f"layers {text!r} name no layer")
     return tuple(sorted(layers))
+
+
+def parse_position(text: str) -> Position:
+    """``last``, ``mean`` or an index. ValueError otherwise."""
+    if text == "last":
+        return "last"
+    if text == "mean":
+        return "mean"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"a position is last, mean or a token index, not {text!r}") from error
 
 
 def parse_vectors(texts: Sequence[str], scale: Any, select: Any, finish: Any) -> Plan:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from steerfast import reference
+from steerfast.ops import needs_grad
 from steerfast.reference import RECORD_WIDTH, Steering
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    if _needs_grad(x, residual, weight):
+    if needs_grad(x, residual, weight):
         return reference.add_rms_norm(x, residual, weight, eps)
     return _with_norm(x, residual, weight, eps, None)
 
@@ -24,7 +25,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def steer_add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, steering: Steering
 ) -> tuple[Tensor, Tensor]:
-    if _needs_grad(x, residual, weight):
+    if needs_grad(x, residual, weight):
         return reference.steer_add_rms_norm(x, residual, weight, eps, steering)
     return _with_norm(x, residual, weight, eps, steering)
 
@@ -32,19 +33,19 @@ def steer_add_rms_norm(
 def steer_rms_norm(
     stream: Tensor, weight: Tensor, eps: float, steering: Steering
 ) -> tuple[Tensor, Tensor]:
-    if _needs_grad(stream, weight):
+    if needs_grad(stream, weight):
         return reference.steer_rms_norm(stream, weight, eps, steering)
     return _with_norm(None, stream, weight, eps, steering)
 
 
 def steer_add(x: Tensor, residual: Tensor, steering: Steering) -> Tensor:
-    if _needs_grad(x, residual):
+    if needs_grad(x, residual):
         return reference.steer_add(x, residual, steering)
     return _without_norm(x, residual, steering)
 
 
 def steer(stream: Tensor, steering: Steering) -> Tensor:
-    if _needs_grad(stream):
+    if needs_grad(stream):
         return reference.steer(stream, steering)
     return _without_norm(None, stream, steering)
 
@@ -57,10 +58,6 @@ def steer_add_rms_norm_(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, steering: Steering
 ) -> None:
     _in_place(x, residual, weight, eps, steering)
-
-
-def _needs_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _with_norm(

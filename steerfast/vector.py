@@ -23,7 +23,7 @@ class SteeringVector:
     """A direction of the residual stream at one or more layers of one model.
 
     name: what the direction means to its user; names a file, a term, a row of a report.
-    directions: {layer: [D] tensor}. Kept as float32 on the CPU, not normalised. Layers count from 0,
+    directions: {layer: [D] tensor}. Copied, as float32 on the CPU, not normalised; not to be written to. Layers count from 0,
         and layer l is the output of decoder layer l (the paper's convention; libraries that count
         block inputs call the same place l + 1).
     stream_norms: {layer: median L2 norm of the residual stream there}, position 0 and padding left
@@ -96,12 +96,12 @@ class SteeringVector:
         return content.hexdigest()
 
     def at(self, layer: int) -> Tensor:
-        """The [D] float32 direction of one layer; ValueError names the layers there are."""
+        """A copy of the [D] float32 direction of one layer; ValueError names the layers there are."""
         if layer not in self.directions:
             raise ValueError(
                 f"vector {self.name!r} has no layer {layer}; it has {_ranges(self.layers)}"
             )
-        return self.directions[layer]
+        return self.directions[layer].clone()
 
     def select(self, layers: Iterable[int]) -> SteeringVector:
         """The same vector with only these layers."""

@@ -14,6 +14,7 @@ import torch
 from steerfast import contrast
 from steerfast.experiments.decode_speed import DecodeSpeed, decode_speed
 from steerfast.experiments.dose import COEFFICIENTS, DosePoint, dose_response
+from steerfast.experiments.prompts import encode_prompt, pad_token
 from steerfast.extract import extract_pairs
 from steerfast.models import Handle, attach
 from steerfast.models.load import Loaded
@@ -133,21 +134,3 @@ def generations(
         {"prompt": prompt, "direction": vector.name, "coefficient": c, "text": text.strip()}
         for c, text in zip(coefficients, texts, strict=True)
     ]
-
-
-def encode_prompt(tokenizer: Any, prompt: str, chat: bool | None = None) -> torch.Tensor:
-    """Token ids [1, T]; with the chat template if the tokenizer has one (``chat=False``: never)."""
-    use_template = getattr(tokenizer, "chat_template", None) is not None if chat is None else chat
-    if use_template:
-        messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    else:
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    return ids  # type: ignore[no-any-return]
-
-
-def pad_token(tokenizer: Any) -> int:
-    """A token to pad with: the tokenizer's, else its end of sequence."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(int(token) for token in known if token is not None)

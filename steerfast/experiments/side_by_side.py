@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from steerfast.experiments.demo import encode_prompt, pad_token
+from steerfast.experiments.prompts import encode_prompt, pad_token
 from steerfast.models import Report, attach
+from steerfast.models.handle import SteeredRows
 from steerfast.models.load import Loaded
 from steerfast.plan import Plan
 
 
 class SideBySide(NamedTuple):
-    """Two texts, and the proof from the last step that one of them was steered."""
+    """Two texts, and what was steered on the way: the rows of all steps added up."""
 
     unsteered: str
     steered: str
@@ -32,9 +36,18 @@ def side_by_side(
     seed: int = 0,
 ) -> SideBySide:
     """Generate both continuations; ``chat=None`` uses the chat template if the tokenizer has one."""
+    from transformers import LogitsProcessorList
+
     model, tokenizer, _ = loaded
     ids = encode_prompt(tokenizer, prompt, chat).to(next(model.parameters()).device).expand(2, -1)
     torch.manual_seed(seed)
+    reports: list[Report] = []
+
+    def record(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """A logits processor, because that is what generate calls after every forward."""
+        reports.append(handle.report())
+        return scores
+
     with attach(model) as handle, handle.use([None, plan]):
         out = model.generate(
             ids,
@@ -42,7 +55,17 @@ def side_by_side(
             max_new_tokens=tokens,
             do_sample=sample,
             pad_token_id=pad_token(tokenizer),
+            logits_processor=LogitsProcessorList([record]),
         )
-        report = handle.report()
     unsteered, steered = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-    return SideBySide(unsteered.strip(), steered.strip(), report)
+    return SideBySide(unsteered.strip(), steered.strip(), total(reports))
+
+
+def total(reports: Sequence[Report]) -> Report:
+    """One report over several forwards."""
+    rows: Counter[SteeredRows] = Counter()
+    for report in reports:
+        for line in report.lines:
+            rows[replace(line, rows=0)] += line.rows
+    lines = tuple(replace(line, rows=count) for line, count in rows.items())
+    return Report(sum(r.rows for r in reports), sum(r.steered for r in reports), lines)

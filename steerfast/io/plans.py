@@ -85,10 +85,14 @@ def save_plan(plan: Plan, path: str | Path, *, inline: bool = True) -> Path:
 
 
 def load_plan(path: str | Path) -> Plan:
-    """Read a plan file; a vector given as a string is a vector file, relative to the plan's folder."""
+    """Read a plan file; a vector given as a string is a file beside it: ``joy.safetensors``, or ``joy``."""
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
-    return plan_from_json(text, lambda name: load_vector(path.parent / name))
+
+    def beside(name: str) -> SteeringVector:
+        file = path.parent / name
+        return load_vector(file if file.is_file() else file.with_name(f"{file.name}.safetensors"))
+
+    return plan_from_json(path.read_text(encoding="utf-8"), beside)
 
 
 def _term(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None) -> Term:
@@ -108,7 +112,10 @@ def _term(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None
         for key in ("coefficient", "scale", "site", "select", "operator")
         if key in entry
     }
-    return Term(vector, layers=None if layers is None else tuple(layers), **options)
+    try:
+        return Term(vector, layers=None if layers is None else tuple(layers), **options)
+    except TypeError as error:  # in a file or a request a wrong type is a wrong value
+        raise ValueError(f"a term of {vector.name!r} cannot be read: {error}") from error
 
 
 def _vector(

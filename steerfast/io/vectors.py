@@ -56,6 +56,9 @@ def load_vector(path: str | Path) -> SteeringVector:
         raise ValueError(
             f"{path} has format {about.get('format')!r}; this version reads {FORMAT!r}"
         )
-    directions = {int(name.removeprefix("directions.")): tensor for name, tensor in tensors.items()}
-    norms = {int(layer): norm for layer, norm in about["stream_norms"].items()}
-    return SteeringVector(about["name"], directions, norms, about["provenance"])
+    try:
+        directions = {int(name.removeprefix("directions.")): t for name, t in tensors.items()}
+        norms = {int(layer): norm for layer, norm in about.get("stream_norms", {}).items()}
+        return SteeringVector(about["name"], directions, norms, about.get("provenance", {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} does not hold a valid vector: {error!r}") from error

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from steerfast import backends
-from steerfast.models.checks import check_decoder, find_decoder
+from steerfast.models.checks import check_decoder, check_peft, find_decoder
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.generation import SteeredGenerate, SteeredPrepare
 from steerfast.models.handle import Handle, Report, Use
@@ -38,6 +38,7 @@ def attach(
     """
     decoder, path = find_decoder(model)
     check_decoder(decoder, path)
+    check_peft(model)
     shared = _forward_pass(decoder, slots, bank_rows, backend)
     rebindings = Rebindings()
     name = str(getattr(decoder.config, "_name_or_path", ""))
@@ -90,11 +91,13 @@ def _rebind_generation(
 ) -> None:
     from transformers import GenerationMixin
 
+    shared.knows_generate = False
     for name, module in model.named_modules():
         if isinstance(module, GenerationMixin) and any(m is decoder for m in module.modules()):
             where, prepare = name or "model", "prepare_inputs_for_generation"
             rebindings.rebind(module, where, "generate", partial(SteeredGenerate, shared))
             rebindings.rebind(module, where, prepare, partial(SteeredPrepare, shared))
+            shared.knows_generate = True
 
 
 def _ignoring(ours: Any, original: Any) -> Any:

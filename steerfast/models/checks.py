@@ -53,6 +53,17 @@ def check_decoder(decoder: Any, path: str) -> None:
     _check_class(decoder.norm, "LlamaRMSNorm", f"{path}norm")
 
 
+def check_peft(model: Any) -> None:
+    """SteerfastError for prompt learning of PEFT: it swaps methods of the model in every ``generate``,
+    and its virtual tokens have positions that no mask shows."""
+    config = getattr(model, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        raise SteerfastError(
+            f"cannot steer a model under PEFT's {type(config).__name__}: its virtual tokens are in no mask; "
+            "LoRA and other adapters of weights are fine"
+        )
+
+
 def _check_layer(layer: nn.Module, path: str) -> None:
     from steerfast.models.llama import SteeredLayer
 
@@ -61,7 +72,7 @@ def _check_layer(layer: nn.Module, path: str) -> None:
     for current in (layer.__dict__.get("forward"), inner):
         if isinstance(getattr(current, "__self__", None), SteeredLayer):
             raise SteerfastError(
-                "this model is attached already; use its handle, or detach it first"
+                "this model is attached already (or a copy of one that was); use its handle, or detach it"
             )
     _check_class(layer, "LlamaDecoderLayer", path)
     if "forward" in layer.__dict__ and not by_accelerate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -35,6 +36,8 @@ class ForwardPass:
         self.prompt_lengths: Tensor | None = None
         self.row_slot, self.row_gain = self.route.buffers(1)
         self.shape = (0, 0)
+        self.running = False  # between the start and the end of the model's forward
+        self.knows_generate = True  # the model that generates is patched too
         self.fusing = True  # False where something wants to see every norm called
         self.generation: Generation | None = None
         self._routed_rows: int | None = None
@@ -53,6 +56,18 @@ class ForwardPass:
         self.active = any(entry is not None for entry in self.requests)
         self.prompt_lengths = prompt_lengths
         self.route.assign(self.requests)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ForwardPass:
+        """A copy of an attached model is idle. Under ``use`` there is none: nobody could end it there."""
+        if self.active:
+            raise SteerfastError(
+                "a model cannot be copied while a plan is in use, since nobody could end it on the copy; "
+                "end use() first, or copy the model before attaching it"
+            )
+        twin = object.__new__(ForwardPass)
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     @property
     def ops(self) -> ModuleType:
@@ -96,7 +111,7 @@ class ForwardPass:
                 )
             return
         self._check_batch(batch, exact=self.generation is None)
-        lengths = self._bare_prompt_lengths(batch)
+        lengths = self._bare_prompt_lengths(batch, cache)
         positions, real = self._positions(attention_mask, position_ids, cache, length)
         slots = self.route.slots(batch, positions, real, lengths)
         self.row_slot = slots.reshape(-1).to(torch.int32)
@@ -130,16 +145,23 @@ class ForwardPass:
             "per prompt, or a single plan for all"
         )
 
-    def _bare_prompt_lengths(self, batch: int) -> Tensor | None:
-        if self.generation is not None and any(
-            e is not None and len(e.phases) > 1 for e in self.requests
-        ):
+    def _cuts_phases(self) -> bool:
+        return any(entry is not None and len(entry.phases) > 1 for entry in self.requests)
+
+    def _bare_prompt_lengths(self, batch: int, cache: Any) -> Tensor | None:
+        seen = 0 if cache is None else cache.get_seq_length()
+        if self.generation is not None and self._cuts_phases():
             raise SteerfastError(
                 "generate called the model with rows that it had not prepared (guidance or another "
                 "extra pass), so prompt and generated tokens cannot be told apart there; use plans "
                 "that select 'all' tokens with this strategy"
             )
         if self.prompt_lengths is None:
+            if not self.knows_generate and self._cuts_phases() and seen:
+                raise SteerfastError(
+                    "the model that generates is not attached, only its decoder, so prompt and generated "
+                    "tokens cannot be told apart; attach the LlamaForCausalLM, or give prompt_lengths"
+                )
             return None
         if self.prompt_lengths.numel() != batch:
             raise ValueError(
@@ -213,7 +235,10 @@ class ForwardPass:
 
 
 class Generation:
-    """One call of ``generate``: the prompt lengths, known from its first step on."""
+    """One call of ``generate``: the prompt lengths, known from its first complete mask on.
+
+    width: columns of the prompt, padding and tokens that a given cache already holds included.
+    """
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -228,7 +253,8 @@ class Generation:
                 seen = 0 if cache is None else int(cache.get_seq_length())
                 self._lengths = torch.full((batch,), max(self.width, seen), device=device)
             else:
-                lengths = attention_mask.to(device, torch.int64).sum(-1)
+                # Speculative decoding may show candidates behind the prompt already.
+                lengths = attention_mask[:, : self.width].to(device, torch.int64).sum(-1)
                 missing = self.width - attention_mask.shape[1]
                 if missing > 0:
                     # A chunk of a longer prompt: whatever comes now is prompt, and P is known at its end.

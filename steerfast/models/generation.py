@@ -30,6 +30,9 @@ class SteeredGenerate:
             batch, width = 1, 1
         else:
             batch, width = prompt.shape[0], prompt.shape[1]
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.ndim == 2:  # covers a given cache, which the prompt may not
+            width = mask.shape[1]
         if shared.count is not None and batch != shared.count:
             raise ValueError(
                 f"use() was given {shared.count} plans, but generate got {batch} prompts; give one "

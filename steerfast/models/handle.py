@@ -66,6 +66,10 @@ class Use:
         self._handle._end(self)
 
     def __enter__(self) -> Use:
+        if self not in self._handle._stack:
+            raise SteerfastError(
+                "this use() has ended; call handle.use(...) again for another block"
+            )
         return self
 
     def __exit__(

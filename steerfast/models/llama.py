@@ -100,7 +100,7 @@ class SteeredLayer:
         }
         layer, shared = self.layer, self.shared
         rows = hidden_states.shape[0] * hidden_states.shape[1]
-        if rows != shared.row_slot.shape[0]:
+        if not shared.running or rows != shared.row_slot.shape[0]:
             shared.route_alone(rows)
         if layer.training and layer.gradient_checkpointing:
             return self._checkpointed(hidden_states, attention)
@@ -110,6 +110,11 @@ class SteeredLayer:
     def _checkpointed(self, hidden_states: Tensor, attention: dict[str, Any]) -> Tensor:
         """Under gradient checkpointing the layer is one function that backward runs a second time: no
         cache, as in transformers, no hand-over, and steering by value."""
+        if _checkpoints_in_call(self.layer):
+            raise SteerfastError(
+                "gradient checkpointing of a patched model needs transformers >= 5.23: before, the "
+                "recomputation in backward would read the plans in force then, not those of the forward"
+            )
         attention |= {"past_key_values": None, "use_cache": False}
         mid, post = self.shared.frozen(self.mid_site), self.shared.frozen(self.post_site)
         run = partial(self._run, attention=attention, mid=mid, post=post, hand_over=False)
@@ -181,6 +186,12 @@ class NextNorm:
         return norm if _at_hand(norm, self.norm_class, stream, self.norm_forward) else None
 
 
+def _checkpoints_in_call(layer: nn.Module) -> bool:
+    """transformers before 5.23 wraps ``__call__``, around our forward; later ones wrap ``forward``."""
+    kinds = type(layer).__mro__
+    return any("__call__" in kind.__dict__ for kind in kinds[: kinds.index(nn.Module)])
+
+
 def _same_dtype(branch: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
     """Under autocast the branch is narrower than the stream; eager addition widens it."""
     wide = torch.promote_types(branch.dtype, stream.dtype)
@@ -236,15 +247,19 @@ class SteeredModel:
             if inputs_embeds is None:
                 inputs_embeds = self.model.embed_tokens(input_ids)
             inputs_embeds, input_ids = self._steered(inputs_embeds), None
-        return self.original(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        self.shared.running = True
+        try:
+            return self.original(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        finally:
+            self.shared.running = False
 
     def _steered(self, stream: Tensor) -> Tensor:
         """There is no branch to add yet, but a norm to hand over."""

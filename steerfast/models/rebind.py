@@ -55,9 +55,10 @@ class Rebindings:
         for item, place in found:
             if place is None:
                 current = getattr(item.module, item.name)
+                name = getattr(current, "__qualname__", type(current).__qualname__)
                 raise SteerfastError(
-                    f"{item.path}.{item.name} was replaced after attach, by {current!r}; undo that "
-                    "patch first, then detach"
+                    f"{item.path}.{item.name} was replaced after attach, by {name}; undo that patch "
+                    "first, then detach"
                 )
         for item, place in found:
             assert place is not None
