@@ -7,7 +7,8 @@ import torch
 
 from steerfast import extract_corpora, extract_pairs
 from steerfast.contrast import ContrastPair
-from steerfast.extract import NormHistogram, continuation_start, with_stream_norms
+from steerfast.extract import continuation_start, with_stream_norms
+from steerfast.stream_norms import NormHistogram
 
 PAIRS = [
     ContrastPair("The sea is", " blue and wide today", " grey"),

@@ -12,7 +12,7 @@ import steerfast
 PACKAGE = Path(steerfast.__file__).parent
 RANKS = {
     0: ("errors", "vector", "plan", "reference", "contrast"),
-    1: ("lowering", "table", "io", "testing"),
+    1: ("lowering", "table", "io", "testing", "stream_norms"),
     2: ("kernels", "_C"),
     3: ("backends", "ops", "triton_ops", "route"),
     4: ("models",),
