@@ -29,9 +29,8 @@ class ForwardPass:
         self.site_records = list(table.records.unbind(0))
         self.requests: tuple[Entry | None, ...] = (None,)
         self.served: tuple[Entry | None, ...] = (None,)  # those of the last forward, for its report
-        self.count: int | None = (
-            None  # rows that ``use`` was given plans for; None: one for all rows
-        )
+        # How many rows ``use`` was given plans for; None: one plan for all rows.
+        self.count: int | None = None
         self.active = False
         self.prompt_lengths: Tensor | None = None
         self.row_slot, self.row_gain = self.route.buffers(1)
@@ -149,7 +148,6 @@ class ForwardPass:
         return any(entry is not None and len(entry.phases) > 1 for entry in self.requests)
 
     def _bare_prompt_lengths(self, batch: int, cache: Any) -> Tensor | None:
-        seen = 0 if cache is None else cache.get_seq_length()
         if self.generation is not None and self._cuts_phases():
             raise SteerfastError(
                 "generate called the model with rows that it had not prepared (guidance or another "
@@ -157,7 +155,8 @@ class ForwardPass:
                 "that select 'all' tokens with this strategy"
             )
         if self.prompt_lengths is None:
-            if not self.knows_generate and self._cuts_phases() and seen:
+            continues = cache is not None and not self.knows_generate and cache.get_seq_length()
+            if continues and self._cuts_phases():
                 raise SteerfastError(
                     "the model that generates is not attached, only its decoder, so prompt and generated "
                     "tokens cannot be told apart; attach the LlamaForCausalLM, or give prompt_lengths"
