@@ -66,12 +66,28 @@ inline Tensor rows_of(const Tensor& t, int64_t* stride) {
   return copy;
 }
 
+// The same for a tensor that is written to: rows that share memory would race.
+inline bool rows_in_place(const Tensor& t, int64_t* stride) {
+  const int64_t width = t.dim() ? t.size(t.dim() - 1) : 0;
+  return as_rows(t, stride) && (t.numel() <= width || *stride >= width);
+}
+
 inline void check_same(const Tensor& a, const Tensor& b, const char* what) {
   STD_TORCH_CHECK(a.dim() == b.dim() && a.dim() >= 1, what, ": different number of dimensions");
   for (int64_t d = 0; d < a.dim(); ++d)
     STD_TORCH_CHECK(a.size(d) == b.size(d), what, ": different shapes");
   STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), what, ": different dtypes");
 }
+
+// The norm's and the steering's arguments of an operator.
+struct Norm {
+  const Tensor& weight;
+  double eps;
+  bool fp32;
+};
+struct Steering {
+  const Tensor &row_slot, &row_gain, &records, &reads, &bank;
+};
 
 template <typename Device>
 struct Call {
@@ -92,7 +108,8 @@ struct Call {
     STD_TORCH_CHECK(device.holds(x), "x must be on ", Device::kName, ", like residual");
   }
 
-  void norm(const Tensor& weight, double eps) {
+  void norm(const Norm& norm) {
+    const Tensor& weight = norm.weight;
     STD_TORCH_CHECK(weight.dim() == 1 && weight.size(0) == p.width && weight.is_contiguous(),
                     "weight must be a contiguous [D]");
     p.weight_dtype = dtype_of(weight, "weight");
@@ -100,11 +117,12 @@ struct Call {
                     "weight must have the dtype of the stream, or float32");
     STD_TORCH_CHECK(device.holds(weight), "weight must be on ", Device::kName, ", like residual");
     p.weight = weight.const_data_ptr();
-    p.eps = static_cast<float>(eps);
+    p.eps = static_cast<float>(norm.eps);
+    p.fp32_norm = norm.fp32;
   }
 
-  void steering(const Tensor& row_slot, const Tensor& row_gain, const Tensor& records,
-                const Tensor& bank) {
+  void steering(const Steering& steering) {
+    const auto& [row_slot, row_gain, records, reads, bank] = steering;
     STD_TORCH_CHECK(row_slot.scalar_type() == ScalarType::Int && row_slot.numel() == p.rows &&
                         row_slot.is_contiguous(),
                     "row_slot must be a contiguous int32 [N]");
@@ -112,19 +130,25 @@ struct Call {
                         row_gain.is_contiguous(),
                     "row_gain must be a contiguous float32 [N]");
     STD_TORCH_CHECK(records.scalar_type() == ScalarType::Int && records.dim() == 2 &&
-                        records.size(1) == kRecordWidth && records.is_contiguous(),
+                        records.size(1) * sizeof(int32_t) == sizeof(Record) && records.is_contiguous(),
                     "records must be a contiguous int32 [S, 4]");
+    STD_TORCH_CHECK(reads.scalar_type() == ScalarType::Int && reads.dim() == 3 &&
+                        reads.size(1) == kMaxReads &&
+                        reads.size(2) * sizeof(int32_t) == sizeof(Read) && reads.is_contiguous(),
+                    "reads must be a contiguous int32 [P, 16, 12]");
     STD_TORCH_CHECK(bank.scalar_type() == ScalarType::Float && bank.dim() == 2 &&
                         bank.size(1) == p.width && bank.is_contiguous(),
                     "bank must be a contiguous float32 [V, D]");
     STD_TORCH_CHECK(device.holds(row_slot) && device.holds(row_gain) && device.holds(records) &&
-                        device.holds(bank),
+                        device.holds(reads) && device.holds(bank),
                     "route and table must be on ", Device::kName, ", like the stream");
     p.row_slot = static_cast<const int32_t*>(row_slot.const_data_ptr());
     p.row_gain = static_cast<const float*>(row_gain.const_data_ptr());
-    p.records = static_cast<const int32_t*>(records.const_data_ptr());
+    p.records = static_cast<const Record*>(records.const_data_ptr());
+    p.reads = static_cast<const Read*>(reads.const_data_ptr());
     p.bank = static_cast<const float*>(bank.const_data_ptr());
     p.slots = records.size(0);
+    p.programs = reads.size(0);
     p.bank_rows = bank.size(0);
   }
 
@@ -150,29 +174,28 @@ struct Call {
   }
 };
 
-// The operators. One body stands behind all of them; absent parts are null.
+// The operators. One body stands behind the functional ones, one behind those in place; absent parts
+// are null.
 template <typename Device>
 struct Ops {
-  static std::tuple<Tensor, Tensor> run(const Tensor* x, const Tensor& residual,
-                                        const Tensor* weight, double eps, const Tensor* row_slot,
-                                        const Tensor* row_gain, const Tensor* records,
-                                        const Tensor* bank) {
+  static std::tuple<Tensor, Tensor> run(const Tensor* x, const Tensor& residual, const Norm* norm,
+                                        const Steering* steering) {
     Call<Device> call(residual);
     if (x) call.check_branch(*x, residual);
     const Tensor residual_rows = rows_of(residual, &call.p.residual_stride);
     call.p.residual = residual_rows.const_data_ptr();
     const Tensor x_rows = x ? rows_of(*x, &call.p.x_stride) : residual_rows;
     if (x) call.p.x = x_rows.const_data_ptr();
-    if (weight) call.norm(*weight, eps);
-    if (row_slot) call.steering(*row_slot, *row_gain, *records, *bank);
+    if (norm) call.norm(*norm);
+    if (steering) call.steering(*steering);
     Tensor stream = call.empty_rows(residual, residual.scalar_type());
     call.p.stream = stream.mutable_data_ptr();
     call.p.stream_stride = call.p.width;
-    if (!weight) {
+    if (!norm) {
       call.run();
       return {stream, stream};
     }
-    Tensor normed = call.empty_rows(residual, weight->scalar_type());
+    Tensor normed = call.empty_rows(residual, norm->weight.scalar_type());
     call.p.normed = normed.mutable_data_ptr();
     call.p.normed_stride = call.p.width;
     call.run();
@@ -180,56 +203,74 @@ struct Ops {
   }
 
   // In place: residual becomes the stream, x its norm.
-  static void run_(Tensor& x, Tensor& residual, const Tensor& weight, double eps,
-                   const Tensor* row_slot, const Tensor* row_gain, const Tensor* records,
-                   const Tensor* bank) {
+  static void run_(Tensor* x, Tensor& residual, const Norm* norm, const Steering* steering) {
     Call<Device> call(residual);
-    call.check_branch(x, residual);
-    STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type(),
-                    "in place, weight must have the dtype of the stream");
-    STD_TORCH_CHECK(as_rows(x, &call.p.x_stride) && as_rows(residual, &call.p.residual_stride),
-                    "in place, x and residual must be rows at one stride");
-    call.norm(weight, eps);
-    if (row_slot) call.steering(*row_slot, *row_gain, *records, *bank);
-    call.p.x = call.p.normed = x.mutable_data_ptr();
+    STD_TORCH_CHECK(rows_in_place(residual, &call.p.residual_stride),
+                    "in place, the stream must be rows at one stride that do not overlap");
     call.p.residual = call.p.stream = residual.mutable_data_ptr();
-    call.p.normed_stride = call.p.x_stride;
     call.p.stream_stride = call.p.residual_stride;
+    if (steering) call.steering(*steering);
+    if (x) {
+      call.check_branch(*x, residual);
+      STD_TORCH_CHECK(x->scalar_type() == norm->weight.scalar_type(),
+                      "in place, weight must have the dtype of the stream");
+      STD_TORCH_CHECK(rows_in_place(*x, &call.p.x_stride),
+                      "in place, x must be rows at one stride that do not overlap");
+      call.norm(*norm);
+      call.p.x = call.p.normed = x->mutable_data_ptr();
+      call.p.normed_stride = call.p.x_stride;
+    }
     call.run();
   }
 
   static std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
-                                                 const Tensor& weight, double eps) {
-    return run(&x, residual, &weight, eps, nullptr, nullptr, nullptr, nullptr);
+                                                 const Tensor& weight, double eps, bool fp32) {
+    const Norm norm{weight, eps, fp32};
+    return run(&x, residual, &norm, nullptr);
   }
-  static std::tuple<Tensor, Tensor> steer_add_rms_norm(const Tensor& x, const Tensor& residual,
-                                                       const Tensor& weight, double eps,
-                                                       const Tensor& row_slot,
-                                                       const Tensor& row_gain,
-                                                       const Tensor& records, const Tensor& bank) {
-    return run(&x, residual, &weight, eps, &row_slot, &row_gain, &records, &bank);
+  static std::tuple<Tensor, Tensor> steer_add_rms_norm(
+      const Tensor& x, const Tensor& residual, const Tensor& weight, double eps, bool fp32,
+      const Tensor& row_slot, const Tensor& row_gain, const Tensor& records, const Tensor& reads,
+      const Tensor& bank) {
+    const Norm norm{weight, eps, fp32};
+    const Steering steering{row_slot, row_gain, records, reads, bank};
+    return run(&x, residual, &norm, &steering);
   }
   static std::tuple<Tensor, Tensor> steer_rms_norm(const Tensor& stream, const Tensor& weight,
-                                                   double eps, const Tensor& row_slot,
+                                                   double eps, bool fp32, const Tensor& row_slot,
                                                    const Tensor& row_gain, const Tensor& records,
-                                                   const Tensor& bank) {
-    return run(nullptr, stream, &weight, eps, &row_slot, &row_gain, &records, &bank);
+                                                   const Tensor& reads, const Tensor& bank) {
+    const Norm norm{weight, eps, fp32};
+    const Steering steering{row_slot, row_gain, records, reads, bank};
+    return run(nullptr, stream, &norm, &steering);
   }
   static Tensor steer_add(const Tensor& x, const Tensor& residual, const Tensor& row_slot,
-                          const Tensor& row_gain, const Tensor& records, const Tensor& bank) {
-    return std::get<0>(run(&x, residual, nullptr, 0., &row_slot, &row_gain, &records, &bank));
+                          const Tensor& row_gain, const Tensor& records, const Tensor& reads,
+                          const Tensor& bank) {
+    const Steering steering{row_slot, row_gain, records, reads, bank};
+    return std::get<0>(run(&x, residual, nullptr, &steering));
   }
   static Tensor steer(const Tensor& stream, const Tensor& row_slot, const Tensor& row_gain,
-                      const Tensor& records, const Tensor& bank) {
-    return std::get<0>(run(nullptr, stream, nullptr, 0., &row_slot, &row_gain, &records, &bank));
+                      const Tensor& records, const Tensor& reads, const Tensor& bank) {
+    const Steering steering{row_slot, row_gain, records, reads, bank};
+    return std::get<0>(run(nullptr, stream, nullptr, &steering));
   }
-  static void add_rms_norm_(Tensor x, Tensor residual, const Tensor& weight, double eps) {
-    run_(x, residual, weight, eps, nullptr, nullptr, nullptr, nullptr);
+  static void add_rms_norm_(Tensor x, Tensor residual, const Tensor& weight, double eps,
+                            bool fp32) {
+    const Norm norm{weight, eps, fp32};
+    run_(&x, residual, &norm, nullptr);
   }
   static void steer_add_rms_norm_(Tensor x, Tensor residual, const Tensor& weight, double eps,
-                                  const Tensor& row_slot, const Tensor& row_gain,
-                                  const Tensor& records, const Tensor& bank) {
-    run_(x, residual, weight, eps, &row_slot, &row_gain, &records, &bank);
+                                  bool fp32, const Tensor& row_slot, const Tensor& row_gain,
+                                  const Tensor& records, const Tensor& reads, const Tensor& bank) {
+    const Norm norm{weight, eps, fp32};
+    const Steering steering{row_slot, row_gain, records, reads, bank};
+    run_(&x, residual, &norm, &steering);
+  }
+  static void steer_(Tensor stream, const Tensor& row_slot, const Tensor& row_gain,
+                     const Tensor& records, const Tensor& reads, const Tensor& bank) {
+    const Steering steering{row_slot, row_gain, records, reads, bank};
+    run_(nullptr, stream, nullptr, &steering);
   }
 
   // To be called in a STABLE_TORCH_LIBRARY_IMPL(steerfast, <key>, m).
@@ -241,6 +282,7 @@ struct Ops {
     m.impl("steer_rms_norm", TORCH_BOX(&Ops::steer_rms_norm));
     m.impl("steer_add", TORCH_BOX(&Ops::steer_add));
     m.impl("steer", TORCH_BOX(&Ops::steer));
+    m.impl("steer_", TORCH_BOX(&Ops::steer_));
   }
 };
 

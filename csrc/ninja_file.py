@@ -80,11 +80,11 @@ def _cpu_rules(n: Any) -> list[str]:
         one = [*CXX_FLAGS, f"-DSTEERFAST_ISA={isa}", *isa_flags]
         n.build(target, "cxx", str(CSRC / "cpu/steer_rows.cpp"), variables={"flags": one})
         objects.append(target)
-    n.build("isa.o", "cxx", str(CSRC / "cpu/isa.cpp"), variables={"flags": flags})
+    for name in ("isa", "check", "coefficients"):
+        n.build(f"{name}.o", "cxx", str(CSRC / f"cpu/{name}.cpp"), variables={"flags": flags})
+        objects.append(f"{name}.o")
     n.build("ops.o", "cxx", str(CSRC / "ops.cpp"), variables={"flags": [*flags, *torch_includes]})
-    n.build(
-        "libsteerfast_cpu.so", "link", [*objects, "isa.o", "ops.o"], variables={"libs": torch_libs}
-    )
+    n.build("libsteerfast_cpu.so", "link", [*objects, "ops.o"], variables={"libs": torch_libs})
 
     return torch_libs
 

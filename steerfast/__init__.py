@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from steerfast.errors import SteerfastError
 from steerfast.io import load_plan, load_vector, save_plan, save_vector
-from steerfast.plan import Plan, Term, steer
+from steerfast.plan import Plan, steer
+from steerfast.term import Gate, Term
 from steerfast.vector import SteeringVector
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Gate",
     "Handle",
     "Plan",
     "Report",

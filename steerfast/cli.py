@@ -111,6 +111,23 @@ def env(json_: JsonFlag = False) -> None:
 
 
 @app.command()
+def operators(json_: JsonFlag = False) -> None:
+    """What a term can do: each operator's formula and the fields it takes."""
+    from steerfast.operators import OPERATORS
+
+    table = Table("operator", "adds to h", "needs", "takes")
+    for name, takes in OPERATORS.items():
+        table.add_row(
+            name, Text(takes.formula), ", ".join(takes.required), ", ".join(takes.optional)
+        )
+    screen.print(table)
+    screen.print(
+        "p = <h, v̂>, n = |h|, v̂ = v/|v|, c = coefficient, t = target; any term takes a gate"
+    )
+    _emit(json_, {name: takes.formula for name, takes in OPERATORS.items()})
+
+
+@app.command()
 def demo(
     model: ModelOption = None,
     dtype: DtypeOption = None,
@@ -277,13 +294,18 @@ def generate(
         typer.Option(
             "--vector",
             "-v",
-            help="FILE:COEFFICIENT[:LAYERS], e.g. joy.safetensors:0.2:10; repeatable.",
+            help="FILE:NUMBER[:LAYERS], e.g. joy.safetensors:0.2:10; repeatable. NUMBER is the "
+            "coefficient, or the target of clamp, floor and ceiling.",
         ),
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan as JSON, instead of --vector.")] = None,
+    operator: Annotated[
+        str, typer.Option(help="add, ablate, clamp, ... for --vector; see `steerfast operators`.")
+    ] = "add",
     scale: Annotated[
-        str, typer.Option(help="raw, unit, equal or stream, for --vector.")
-    ] = "stream",
+        str | None,
+        typer.Option(help="raw, unit, equal or stream (the default), for --vector and add."),
+    ] = None,
     select: Annotated[str, typer.Option(help="all, prompt or generated, for --vector.")] = "all",
     finish: Annotated[str, typer.Option(help="none, preserve or shrink, for --vector.")] = "none",
     tokens: Annotated[int, typer.Option(help="New tokens.")] = 64,
@@ -304,7 +326,9 @@ def generate(
     if (plan is None) == (not vector):
         raise ValueError("give either --plan, or --vector at least once")
     wanted = (
-        load_plan(plan) if plan is not None else parse_vectors(vector or [], scale, select, finish)
+        load_plan(plan)
+        if plan is not None
+        else parse_vectors(vector or [], scale, select, finish, operator)
     )
     loaded = _load(model, dtype)
     with screen.status("generating"):

@@ -9,7 +9,9 @@ from typing import Any
 
 from steerfast.extract import Position
 from steerfast.io import load_vector
-from steerfast.plan import Plan, Term
+from steerfast.operators import OPERATORS
+from steerfast.plan import Plan
+from steerfast.term import Term
 
 
 def read_texts(path: Path, limit: int | None = None) -> Iterator[str]:
@@ -75,19 +77,36 @@ def parse_position(text: str) -> Position:
         raise ValueError(f"a position is last, mean or a token index, not {text!r}") from error
 
 
-def parse_vectors(texts: Sequence[str], scale: Any, select: Any, finish: Any) -> Plan:
-    """A plan from ``FILE:COEFFICIENT[:LAYERS]`` arguments; options as in ``Term`` and ``Plan``."""
+def parse_vectors(
+    texts: Sequence[str],
+    scale: Any = None,
+    select: Any = "all",
+    finish: Any = "none",
+    operator: Any = "add",
+) -> Plan:
+    """A plan from ``FILE:NUMBER[:LAYERS]`` arguments; options as in ``Term`` and ``Plan``.
+
+    NUMBER is the term's coefficient, or the target of clamp, floor and ceiling. ``scale`` is for ``add``
+    alone, by default ``stream``. ValueError for anything else, or an operator that needs more than a number.
+    """
+    takes = OPERATORS.get(operator)
+    if takes is not None and not set(takes.required) <= {"target"}:
+        raise ValueError(
+            f"operator {operator!r} needs {', '.join(takes.required)}; write it as a plan and give --plan"
+        )
+    number = "target" if takes is not None and takes.required else "coefficient"
+    options: dict[str, Any] = {"select": select, "operator": operator}
+    if scale is not None or operator == "add":
+        options["scale"] = scale or "stream"
     terms = []
     for text in texts:
         parts = text.split(":")
         if len(parts) not in (2, 3):
-            raise ValueError(f"a vector is given as FILE:COEFFICIENT[:LAYERS], not {text!r}")
+            raise ValueError(f"a vector is given as FILE:NUMBER[:LAYERS], not {text!r}")
         try:
-            coefficient = float(parts[1])
+            value = float(parts[1])
         except ValueError as error:
-            raise ValueError(
-                f"{parts[1]!r} in {text!r} is no coefficient; write a number"
-            ) from error
+            raise ValueError(f"{parts[1]!r} in {text!r} is no {number}; write a number") from error
         layers = parse_layers(parts[2]) if len(parts) == 3 else None
-        terms.append(Term(load_vector(parts[0]), coefficient, layers, scale=scale, select=select))
+        terms.append(Term(load_vector(parts[0]), layers=layers, **{number: value}, **options))
     return Plan(tuple(terms), finish)

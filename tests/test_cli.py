@@ -98,7 +98,7 @@ def test_demo_runs_on_any_llama(tiny_folder, tmp_path):
         (("extract", "-o", "x"), "either --pairs, or both"),
         (("extract", "-o", "x", "--pairs", "absent"), "no contrast set 'absent'"),
         (("generate", "hi"), "either --plan, or --vector"),
-        (("generate", "hi", "-v", "a"), "FILE:COEFFICIENT"),
+        (("generate", "hi", "-v", "a"), "FILE:NUMBER"),
         (("generate", "hi", "-v", "absent.safetensors:1"), "no vector file"),
         (("generate", "hi", "-v", "a:b"), "'b' in 'a:b' is no coefficient"),
         (("demo", "--dtype", "int8"), "unknown dtype 'int8'"),

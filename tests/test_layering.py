@@ -11,10 +11,13 @@ import steerfast
 
 PACKAGE = Path(steerfast.__file__).parent
 RANKS = {
-    0: ("errors", "vector", "plan", "reference", "contrast"),
-    1: ("lowering", "table", "io", "testing", "stream_norms"),
+    0: (
+        *("errors", "vector", "operators", "term", "plan", "contrast"),
+        *("records", "contribution", "reference"),
+    ),
+    1: (*("sites", "programs", "lowering", "pool", "table", "io", "testing", "stream_norms"),),
     2: ("kernels", "_C"),
-    3: ("backends", "ops", "triton_ops", "route"),
+    3: ("backends", "arguments", "ops", "triton_ops", "route"),
     4: ("models",),
     5: ("extract", "experiments", "texts", "environment"),
     6: ("cli", "plots"),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from steerfast import Plan, SteeringVector, Term, steer
-from steerfast.lowering import lower, site_count, site_index, site_name
+from steerfast.lowering import lower
+from steerfast.sites import site_count, site_index, site_name
 
 
 def vector(*values, layer=1, norm=10.0):
@@ -17,7 +18,7 @@ A, B = vector(3.0, 4.0), vector(0.0, 2.0)
 
 
 def delta(plan, site="resid_post", layer=1, phase=0):
-    return lower(plan)[phase].deltas[site_index(site, layer)].delta
+    return lower(plan)[phase].sites[site_index(site, layer)].delta
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_equal_uses_the_mean_norm_of_distinct_vectors_at_the_site():
 def test_constant_terms_collapse_into_one_delta():
     plan = Plan(tuple(Term(A, 0.1 * k) for k in range(1, 11)))
     (phase,) = lower(plan)
-    assert len(phase.deltas) == 1
+    assert len(phase.sites) == 1
     torch.testing.assert_close(delta(plan), 5.5 * torch.tensor([3.0, 4.0]))
 
 
@@ -59,12 +60,12 @@ def test_selectors_cut_phases():
     assert (generated.name, generated.start.from_prompt_end) == ("generated", True)
     assert torch.equal(delta(plan, phase=0), torch.tensor([3.0, 24.0]))
     assert torch.equal(delta(plan, phase=1), torch.tensor([0.0, 22.0]))
-    assert lower(steer(A, select="generated"))[0].deltas == {}
+    assert lower(steer(A, select="generated"))[0].sites == {}
 
 
 def test_zero_coefficients_leave_the_site_alone():
-    assert lower(steer(A, 0.0))[0].deltas == {}
-    assert lower(steer(A, -0.0, finish="preserve"))[0].deltas == {}
+    assert lower(steer(A, 0.0))[0].sites == {}
+    assert lower(steer(A, -0.0, finish="preserve"))[0].sites == {}
     opposite = Plan((Term(A, 1.0), Term(A, -1.0)), "preserve")
     assert torch.equal(delta(opposite), torch.zeros(2))  # active, so the finish applies
 

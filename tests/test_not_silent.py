@@ -151,10 +151,11 @@ def test_the_commands_report_covers_the_prompt(tiny_folder, tmp_path):
 
 
 def test_stream_scale_takes_the_norm_of_the_site():
-    from steerfast.lowering import lower, site_index
+    from steerfast.lowering import lower
+    from steerfast.sites import site_index
 
     (phase,) = lower(Plan((Term(vector(), 1.0, (2,), "stream", "resid_pre"),)))
-    delta = phase.deltas[site_index("resid_post", 1)].delta
+    delta = phase.sites[site_index("resid_post", 1)].delta
     assert float(delta.norm()) == pytest.approx(3.0)  # the norm at layer 1's output
     with pytest.raises(ValueError, match="resid_pre of layer 0"):
         Term(vector(), 1.0, (0,), "stream", "resid_pre")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steerfast import Plan, SteeringVector, Term, ops, reference, steer, testing
+from steerfast import Gate, Plan, SteeringVector, Term, ops, reference, steer, testing
 from steerfast.reference import Steering
 from steerfast.table import Table
 
@@ -45,6 +45,7 @@ def cases(plans, layer, dtype):
         torch.tensor([*slots, -1], dtype=torch.int32),
         torch.ones(rows),
         table.records[2 + 2 * layer],
+        table.reads,
         table.bank,
     )
     x = torch.randn(rows, 4096, generator=generator)
@@ -83,6 +84,42 @@ def test_combined_and_simultaneous(vectors, dtype):
     bound = testing.ulp(wanted, dtype) + testing.RELATIVE * (case.h[2].double().abs() + total.abs())
     stream = ops.steer_add(case.x, case.residual, case.steering)
     assert ((stream[2].double() - wanted).abs() <= bound).all()
+
+
+def reading_plans(vectors, layer):
+    """Every operator on the paper's own directions, which have outlier channels and lean on each other."""
+    first, second = vectors["sycophancy"], vectors["myopic"]
+    at = {"layers": (layer,)}
+    gate = Gate("cosine", vectors["agreeableness"], threshold=0.01)
+    span = tuple(Term(vectors[name], operator="ablate", **at) for name in BEHAVIOURS)
+    yield Plan(span)
+    yield Plan(span, "preserve")
+    for fields in (
+        {"operator": "add_relative", "coefficient": 0.2},
+        {"operator": "signed", "coefficient": 3.0},
+        {"operator": "clamp", "target": 5.0},
+        {"operator": "floor", "target": 1.0},
+        {"operator": "ceiling", "target": -1.0},
+        {"operator": "reflect"},
+        {"operator": "map", "read": second, "coefficient": 0.1},
+        {"operator": "feature_clamp", "read": second, "target": 2.0, "threshold": 0.5},
+        {"operator": "rotate_to", "second": second, "angle": 1.0},
+        {"operator": "rotate_by", "second": second, "angle": -0.5},
+        {"operator": "slerp", "coefficient": 0.3},
+        {"coefficient": 20.0, "gate": gate},
+    ):
+        yield Plan((Term(first, **fields, **at),))
+    yield Plan(
+        (*span, Term(second, 60.0, **at), Term(first, 0.5, operator="slerp", **at)), "shrink"
+    )
+
+
+@pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
+@pytest.mark.parametrize("layer", [0, 15, 31])
+@pytest.mark.parametrize("backend", [ops, reference], ids=["ops", "reference"])
+def test_reading_operators(vectors, backend, layer, dtype):
+    case = cases(list(reading_plans(vectors, layer)), layer, dtype)
+    case.check(*backend.steer_add_rms_norm(*case.arguments))
 
 
 def test_norms_are_those_published(vectors):

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from steerfast import Plan, SteeringVector, Term, load_plan, save_plan, save_vector, steer
+from steerfast import Gate, Plan, SteeringVector, Term, load_plan, save_plan, save_vector, steer
 from steerfast.io import plan_from_json, plan_to_json
 
 
@@ -23,7 +23,7 @@ def vector(name="v", seed=0, layers=(0, 1, 2), norms=True):
         ({"scale": "big"}, "unknown scale 'big'; known: raw, unit, equal, stream"),
         ({"site": "mlp"}, "unknown site 'mlp'"),
         ({"select": "last"}, "unknown selector 'last'"),
-        ({"operator": "ablate"}, "unknown operator 'ablate'"),
+        ({"operator": "erase"}, "unknown operator 'erase'; known: add, add_relative"),
         ({"coefficient": float("nan")}, "must be finite"),
         ({"coefficient": float("inf")}, "must be finite"),
         ({"layers": (9,)}, r"has no layer 9; it has 0\.\.2"),
@@ -98,6 +98,16 @@ def plans():
     yield Plan(
         (Term(vector(seed=1), 1e-3, (0, 2)), Term(vector("w", 2), 7, site="resid_mid")), "preserve"
     )
+    other, gate = vector("w", 2), Gate("cosine", vector("key", 3), threshold=0.25)
+    yield Plan(
+        (
+            Term(vector(), operator="clamp", target=-1.5, gate=gate),
+            Term(vector(), 0.5, operator="ablate", gate=Gate("sigmoid", other, bias=1.0)),
+            Term(vector(), operator="rotate_by", second=other, angle=0.3, select="prompt"),
+            Term(vector(), 2.0, operator="map", read=other, bias=-1.0),
+            Term(vector(), operator="feature_clamp", read=other, target=3.0, threshold=0.5),
+        )
+    )
 
 
 @pytest.mark.parametrize("plan", list(plans()))
@@ -118,10 +128,22 @@ def test_json_by_name_is_guarded_by_the_digest(tmp_path):
         plan_from_json(text, {"anger": vector("anger")})
     with pytest.raises(ValueError, match="no vectors were given"):
         plan_from_json(text)
+    gated = steer(
+        vector("joy"), operator="map", read=vector("w", 1), gate=Gate("hard", vector("k", 2))
+    )
+    text = plan_to_json(gated, inline=False)
+    known = {"joy": vector("joy"), "w": vector("w", 1), "k": vector("k", 2)}
+    assert plan_from_json(text, known) == gated
+    for name in ("w", "k"):
+        with pytest.raises(ValueError, match=f"another content of vector '{name}'"):
+            plan_from_json(text, known | {name: vector(name, seed=9)})
     save_vector(vector("joy"), tmp_path / "joy.safetensors")
     data = {"terms": [{"vector": "joy.safetensors", "coefficient": 2}]}
     (tmp_path / "plan.json").write_text(json.dumps(data))
     assert load_plan(tmp_path / "plan.json") == plan
+
+
+VECTOR = '{"name": "v", "directions": {"0": "AACAPw=="}}'
 
 
 @pytest.mark.parametrize(
@@ -140,6 +162,13 @@ def test_json_by_name_is_guarded_by_the_digest(tmp_path):
             '{"terms": [{"vector": {"name": "v", "directions": {"0": "AACAPw=="}}, "coeficient": 2}]}',
             "coeficient",
         ),
+        (f'{{"terms": [{{"vector": {VECTOR}, "gate": "hard"}}]}}', "a gate is an object"),
+        (
+            f'{{"terms": [{{"vector": {VECTOR}, "gate": {{"kind": "hard", "key": {VECTOR}, "bia": 1}}}}]}}',
+            r"a gate has unknown keys \['bia'\]",
+        ),
+        (f'{{"terms": [{{"vector": {VECTOR}, "operator": "clamp"}}]}}', "needs target"),
+        (f'{{"terms": [{{"vector": {VECTOR}, "target": 1}}]}}', "'add' takes no target"),
     ],
 )
 def test_json_refusals(text, message):

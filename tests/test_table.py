@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steerfast import SteerfastError, SteeringVector, steer
-from steerfast.lowering import site_index
+from steerfast.sites import site_index
 from steerfast.table import Table
 
 

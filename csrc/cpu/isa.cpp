@@ -6,14 +6,14 @@
 namespace steerfast {
 
 namespace baseline {
-bool steer_rows(const SteerParams&, int64_t, int64_t);
+void steer_rows(const SteerParams&, int64_t, int64_t);
 }
 #if defined(__x86_64__)
 namespace avx2 {
-bool steer_rows(const SteerParams&, int64_t, int64_t);
+void steer_rows(const SteerParams&, int64_t, int64_t);
 }
 namespace avx512 {
-bool steer_rows(const SteerParams&, int64_t, int64_t);
+void steer_rows(const SteerParams&, int64_t, int64_t);
 }
 #endif
 

@@ -6,7 +6,8 @@
 
 namespace steerfast {
 
-using RowsFunction = bool (*)(const SteerParams&, int64_t begin, int64_t end);
+// Rows [begin, end) of a call that check() has passed.
+using RowsFunction = void (*)(const SteerParams&, int64_t begin, int64_t end);
 
 struct Isa {
   const char* name;

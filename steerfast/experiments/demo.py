@@ -18,7 +18,8 @@ from steerfast.experiments.prompts import encode_prompt, pad_token
 from steerfast.extract import extract_pairs
 from steerfast.models import Handle, attach
 from steerfast.models.load import Loaded
-from steerfast.plan import Plan, Term, steer
+from steerfast.plan import Plan, steer
+from steerfast.term import Term
 from steerfast.vector import SteeringVector
 
 PROMPTS = ("Tell me about your day.", "Describe the old house at the end of the street.")

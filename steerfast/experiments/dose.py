@@ -16,7 +16,8 @@ from torch import Tensor
 from steerfast.contrast import ContrastPair
 from steerfast.extract import continuation_start
 from steerfast.models import Handle, find_decoder
-from steerfast.plan import Plan, Scale, steer
+from steerfast.plan import Plan, steer
+from steerfast.term import Scale
 from steerfast.vector import SteeringVector
 
 # The same for every direction, in units of the median stream norm (scale "stream"). Beyond about 0.3 a

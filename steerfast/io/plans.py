@@ -16,21 +16,25 @@ import numpy as np
 import torch
 
 from steerfast.io.vectors import load_vector
-from steerfast.plan import Plan, Term
+from steerfast.operators import OPERATORS
+from steerfast.plan import Plan
+from steerfast.term import Gate, Term
 from steerfast.vector import SteeringVector
 
 SCHEMA = "steerfast.plan/1"
 _PLAN_KEYS = {"schema", "terms", "finish"}
+_VECTORS = ("vector", "read", "second")
+_NUMBERS = ("coefficient", "target", "angle", "bias", "threshold")
+_CHOICES = ("scale", "site", "select", "operator")
 _TERM_KEYS = {
-    "vector",
-    "vector_digest",
-    "coefficient",
+    *_VECTORS,
+    *(f"{name}_digest" for name in _VECTORS),
+    *_NUMBERS,
+    *_CHOICES,
     "layers",
-    "scale",
-    "site",
-    "select",
-    "operator",
+    "gate",
 }
+_GATE_KEYS = {"kind", "key", "key_digest", "bias", "threshold"}
 _VECTOR_KEYS = {"name", "directions", "stream_norms", "provenance"}
 
 Resolver = Callable[[str], SteeringVector]
@@ -38,21 +42,39 @@ Resolver = Callable[[str], SteeringVector]
 
 def plan_to_json(plan: Plan, *, inline: bool = True) -> str:
     """JSON text of a plan. With ``inline=False`` vectors go by name, guarded by their digest."""
-    terms = []
-    for term in plan.terms:
-        entry: dict[str, Any] = {
-            "vector": _vector_to_json(term.vector) if inline else term.vector.name,
-            "coefficient": term.coefficient,
-            "layers": list(term.steered_layers),
-            "scale": term.scale,
-            "site": term.site,
-            "select": term.select,
-            "operator": term.operator,
-        }
-        if not inline:
-            entry["vector_digest"] = term.vector.digest
-        terms.append(entry)
+    terms = [_term_to_json(term, inline) for term in plan.terms]
     return json.dumps({"schema": SCHEMA, "terms": terms, "finish": plan.finish})
+
+
+def _term_to_json(term: Term, inline: bool) -> dict[str, Any]:
+    """A term's fields; those that its operator does not take are left out."""
+    entry: dict[str, Any] = {
+        "layers": list(term.steered_layers),
+        "site": term.site,
+        "select": term.select,
+        "operator": term.operator,
+    }
+    takes = OPERATORS[term.operator]
+    for name in takes.required + takes.optional:
+        if name not in _VECTORS:
+            entry[name] = getattr(term, name)
+    vectors = {name: getattr(term, name) for name in _VECTORS}
+    for name, vector in vectors.items():
+        if vector is not None:
+            _put_vector(entry, name, vector, inline)
+    if term.gate is not None:
+        gate: dict[str, Any] = {"kind": term.gate.kind}
+        number = "threshold" if term.gate.kind == "cosine" else "bias"
+        gate[number] = getattr(term.gate, number)
+        _put_vector(gate, "key", term.gate.key, inline)
+        entry["gate"] = gate
+    return entry
+
+
+def _put_vector(entry: dict[str, Any], name: str, vector: SteeringVector, inline: bool) -> None:
+    entry[name] = _vector_to_json(vector) if inline else vector.name
+    if not inline:
+        entry[f"{name}_digest"] = vector.digest
 
 
 def plan_from_json(
@@ -99,23 +121,40 @@ def _term(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None
     if not isinstance(entry, dict) or "vector" not in entry:
         raise ValueError(f"a term is an object with at least 'vector', got {str(entry)[:80]!r}")
     _no_other_keys("a term", entry, _TERM_KEYS)
-    vector = _vector(entry["vector"], vectors)
-    recorded = entry.get("vector_digest")
+    directions: dict[str, Any] = {
+        name: _named(entry, name, vectors) for name in _VECTORS if name in entry
+    }
+    layers = entry.get("layers")
+    options = {key: entry[key] for key in (*_NUMBERS, *_CHOICES) if key in entry}
+    try:
+        gate = _gate(entry["gate"], vectors) if "gate" in entry else None
+        chosen = None if layers is None else tuple(layers)
+        return Term(**directions, layers=chosen, gate=gate, **options)
+    except TypeError as error:  # in a file or a request a wrong type is a wrong value
+        name = directions["vector"].name
+        raise ValueError(f"a term of {name!r} cannot be read: {error}") from error
+
+
+def _gate(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None) -> Gate:
+    if not isinstance(entry, dict) or not {"kind", "key"} <= entry.keys():
+        raise ValueError(f"a gate is an object with 'kind' and 'key', got {str(entry)[:80]!r}")
+    _no_other_keys("a gate", entry, _GATE_KEYS)
+    numbers = {key: entry[key] for key in ("bias", "threshold") if key in entry}
+    return Gate(entry["kind"], _named(entry, "key", vectors), **numbers)
+
+
+def _named(
+    entry: Mapping[str, Any], name: str, vectors: Mapping[str, SteeringVector] | Resolver | None
+) -> SteeringVector:
+    """The vector under a key, guarded by its digest where one was recorded."""
+    vector = _vector(entry[name], vectors)
+    recorded = entry.get(f"{name}_digest")
     if recorded is not None and recorded != vector.digest:
         raise ValueError(
             f"the plan was written for another content of vector {vector.name!r} "
             f"(digest {recorded[:12]}, found {vector.digest[:12]})"
         )
-    layers = entry.get("layers")
-    options = {
-        key: entry[key]
-        for key in ("coefficient", "scale", "site", "select", "operator")
-        if key in entry
-    }
-    try:
-        return Term(vector, layers=None if layers is None else tuple(layers), **options)
-    except TypeError as error:  # in a file or a request a wrong type is a wrong value
-        raise ValueError(f"a term of {vector.name!r} cannot be read: {error}") from error
+    return vector
 
 
 def _vector(

@@ -21,14 +21,20 @@ __all__ = ["Handle", "Report", "Use", "attach", "find_decoder"]
 
 
 def attach(
-    model: nn.Module, *, slots: int = 64, bank_rows: int | None = None, backend: str | None = None
+    model: nn.Module,
+    *,
+    slots: int = 64,
+    bank_rows: int | None = None,
+    programs: int | None = None,
+    backend: str | None = None,
 ) -> Handle:
     """Patch a Llama of transformers in place; ``handle.detach()`` undoes it exactly.
 
     model: a ``LlamaForCausalLM``, ``LlamaModel`` or anything that contains one (PEFT, a classifier).
     slots: how many phases of plans can be in use at once (a plan that tells prompt from generated
-        tokens takes two). bank_rows: room for deltas, one per phase and steered site; default
-        ``slots * (layers + 1)``. Both are fixed, so that compiled code and graphs never move.
+        tokens takes two). bank_rows: room for deltas (one per phase and steered site) and directions
+        that terms read or write, equal ones stored once; programs: room for the programs of such
+        terms. Both by default ``slots * (layers + 1)``. All are fixed, so that compiled code and graphs never move.
     backend: cuda | triton | cpu | reference; None or "auto" takes the best there is (the reference
         for a float64 model, which the kernels do not know).
 
@@ -39,7 +45,7 @@ def attach(
     decoder, path = find_decoder(model)
     check_decoder(decoder, path)
     check_peft(model)
-    shared = _forward_pass(decoder, slots, bank_rows, backend)
+    shared = _forward_pass(decoder, slots, bank_rows, programs, backend)
     rebindings = Rebindings()
     name = str(getattr(decoder.config, "_name_or_path", ""))
     _rebind_decoder(decoder, path, shared, rebindings)
@@ -48,7 +54,7 @@ def attach(
 
 
 def _forward_pass(
-    decoder: Any, slots: int, bank_rows: int | None, backend: str | None
+    decoder: Any, slots: int, bank_rows: int | None, programs: int | None, backend: str | None
 ) -> ForwardPass:
     weight = decoder.layers[0].input_layernorm.weight
     # An offloaded model's weights are on meta; the table then follows the first input.
@@ -57,7 +63,7 @@ def _forward_pass(
         backend = "reference"
     chosen = backends.resolve(backend, device)
     layers, width = len(decoder.layers), int(decoder.config.hidden_size)
-    table = Table(layers, width, slots=slots, bank_rows=bank_rows, device=device)
+    table = Table(layers, width, slots=slots, bank_rows=bank_rows, programs=programs, device=device)
     return ForwardPass(table, chosen)
 
 

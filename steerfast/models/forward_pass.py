@@ -41,7 +41,7 @@ class ForwardPass:
         self.generation: Generation | None = None
         self._routed_rows: int | None = None
         self._handed: tuple[Tensor, int | None, nn.Module, Tensor] | None = None
-        self._frozen_bank: tuple[int, Tensor] | None = None
+        self._frozen: tuple[int, Tensor, Tensor] | None = None
 
     def assign(
         self,
@@ -210,14 +210,21 @@ class ForwardPass:
 
     def steering(self, site: int) -> Steering:
         """The kernel's view of one site for the rows of this forward."""
-        return Steering(self.row_slot, self.row_gain, self.site_records[site], self.table.bank)
+        return Steering(
+            self.row_slot,
+            self.row_gain,
+            self.site_records[site],
+            self.table.reads,
+            self.table.bank,
+        )
 
     def frozen(self, site: int) -> Steering:
         """The same by value, for a backward pass that runs the layer again after plans have changed."""
-        if self._frozen_bank is None or self._frozen_bank[0] != self.table.version:
-            self._frozen_bank = (self.table.version, self.table.bank.clone())
-        slot, gain, records, _ = self.steering(site)
-        return Steering(slot.clone(), gain.clone(), records.clone(), self._frozen_bank[1])
+        if self._frozen is None or self._frozen[0] != self.table.version:
+            table = self.table.reads.clone(), self.table.bank.clone()
+            self._frozen = (self.table.version, *table)
+        slot, gain, records, _, _ = self.steering(site)
+        return Steering(slot.clone(), gain.clone(), records.clone(), *self._frozen[1:])
 
     # -- the hand-over of a normed stream to the module that would compute it -----------------------
 

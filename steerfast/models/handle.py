@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from steerfast.errors import SteerfastError
-from steerfast.lowering import site_name
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.rebind import Rebindings
 from steerfast.plan import Plan
+from steerfast.sites import site_name
 from steerfast.table import UNSTEERED, Entry, Table
 
 Plans = Plan | None | Sequence[Plan | None]
@@ -156,7 +156,7 @@ class Handle:
         served = {entry.plan.digest: entry for entry in shared.served if entry is not None}
         for digest, entry in served.items():
             for slot, phase in zip(entry.slots, entry.phases, strict=True):
-                for site in sorted(phase.deltas) if slots[slot] else ():
+                for site in sorted(phase.sites) if slots[slot] else ():
                     lines.append(
                         SteeredRows(site_name(site), slot, digest, phase.name, slots[slot])
                     )

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from steerfast.errors import SteerfastError
-from steerfast.lowering import site_index
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.reference import Steering
+from steerfast.sites import site_index
 
 
 def _only_reads(hook: Any) -> bool:

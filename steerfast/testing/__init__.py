@@ -1,0 +1,28 @@
+"""Conformance: cases and laws that every backend is held to, for the tests and for anybody who writes another.
+
+for case in cases():
+    stream, normed = my_backend.steer_add_rms_norm(*case.arguments)
+    case.check(stream, normed)
+"""
+
+from steerfast.testing.bounds import MARGIN, RELATIVE
+from steerfast.testing.case import Case, bits, ulp
+from steerfast.testing.exact import EXACT_LAWS
+from steerfast.testing.laws import LAWS
+from steerfast.testing.suite import DTYPES, ROWS, WIDTHS, cases
+from steerfast.testing.table import Table
+
+__all__ = [
+    "DTYPES",
+    "EXACT_LAWS",
+    "LAWS",
+    "MARGIN",
+    "RELATIVE",
+    "ROWS",
+    "WIDTHS",
+    "Case",
+    "Table",
+    "bits",
+    "cases",
+    "ulp",
+]
