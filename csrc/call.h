@@ -42,6 +42,10 @@ inline Dtype dtype_of(const Tensor& t, const char* what) {
 inline bool as_rows(const Tensor& t, int64_t* stride) {
   const int64_t dims = t.dim();
   if (dims == 0 || (t.size(dims - 1) > 1 && t.stride(dims - 1) != 1)) return false;
+  if (t.numel() == 0) {  // the strides of nothing say nothing
+    *stride = t.size(dims - 1);
+    return true;
+  }
   *stride = dims > 1 ? t.stride(dims - 2) : t.size(dims - 1);
   if (dims > 1 && t.size(dims - 2) == 1) *stride = t.size(dims - 1);
   int64_t expected = *stride;

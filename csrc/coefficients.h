@@ -43,13 +43,6 @@ STEERFAST_HOST_DEVICE inline float sine_of_half_turns(float half_turns) {
 #endif
 }
 
-// sin(part w) for w > 90 degrees, where part + rest = 1 and `supplement` is 180 degrees - w. Near
-// 180 degrees the sine has no more digits than its angle has there, so it is taken from 0 instead.
-STEERFAST_HOST_DEVICE inline float sine_of_part(float part, float rest, float angle,
-                                                float supplement) {
-  return sine_of_half_turns(part <= rest ? part * angle : rest + part * supplement);
-}
-
 // f as the quotient of two sines: cos w' - cos w s = sin(w - w') / sin w, without the cancellation.
 STEERFAST_HOST_DEVICE inline Coefficient slerp_coefficient(float slope, double p, double squares) {
   const double norm = sqrt(squares);
@@ -60,16 +53,20 @@ STEERFAST_HOST_DEVICE inline Coefficient slerp_coefficient(float slope, double p
   if (!(sine >= kSmallestSine)) return {0.f, 0.f};
 
   constexpr float kHalfTurnsOfRadian = 0.318309886183790672f;
-  const float x = static_cast<float>(cosine), y = static_cast<float>(sine);
-  const float angle = atan2f(y, x) * kHalfTurnsOfRadian, rest = 1.f - slope;
+  const float x = static_cast<float>(cosine), y = static_cast<float>(sine), rest = 1.f - slope;
   float forth, left;  // sin(w - w'), sin w'
   if (x >= 0.f) {
+    const float angle = atan2f(y, x) * kHalfTurnsOfRadian;
     forth = sine_of_half_turns(slope * angle);
     left = sine_of_half_turns(rest * angle);
   } else {
+    // Near 180 degrees w says little of its sine, its supplement everything. With whole half turns
+    // taken out of slope * 180 degrees, what is left of both angles is exact.
     const float supplement = atan2f(y, -x) * kHalfTurnsOfRadian;
-    forth = sine_of_part(slope, rest, angle, supplement);
-    left = sine_of_part(rest, slope, angle, supplement);
+    const float whole = rintf(slope), part = slope - whole;
+    const float sign = rintf(0.5f * whole) == 0.5f * whole ? 1.f : -1.f;
+    forth = sign * sine_of_half_turns(part - slope * supplement);
+    left = sign * sine_of_half_turns(part + rest * supplement);
   }
   return {static_cast<float>(norm) * (forth / y), left / y - 1.f};
 }

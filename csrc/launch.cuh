@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -42,64 +43,94 @@ inline void check(cudaError_t error) {
 
 constexpr int kKnownDevices = 32;  // beyond these nothing is remembered
 
-// Multiprocessors of a device and whether it has programmatic dependent launch.
-struct DeviceFacts {
-  int multiprocessors;
-  bool overlap;
-};
-inline DeviceFacts facts_of(int device) {
-  static std::atomic<int> known[kKnownDevices];  // 2 * multiprocessors + overlap, 0: not asked yet
-  int facts = device < kKnownDevices ? known[device].load(std::memory_order_relaxed) : 0;
-  if (facts == 0) {
-    int multiprocessors = 0, major = 0;
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    facts = 2 * multiprocessors + (major >= 9);
-    if (device < kKnownDevices) known[device].store(facts, std::memory_order_relaxed);
-  }
-  return {facts / 2, facts % 2 != 0};
+inline int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device));
+  return device;
 }
 
-template <auto kKernel>
-int blocks_per_multiprocessor(int device, int threads) {
-  static std::atomic<int> known[kKnownDevices][kMaxThreads / kWarp + 1];
-  std::atomic<int>* const remembered =
-      device < kKnownDevices ? &known[device][threads / kWarp] : nullptr;
-  int blocks = remembered ? remembered->load(std::memory_order_relaxed) : 0;
-  if (blocks == 0) {
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, 0));
-    blocks = std::max(blocks, 1);
-    if (remembered) remembered->store(blocks, std::memory_order_relaxed);
+// Multiprocessors of a device, bytes of shared memory that a block can have, and whether it has
+// programmatic dependent launch.
+struct DeviceFacts {
+  int multiprocessors = 0, shared_memory = 0;
+  bool overlap = false;
+};
+inline DeviceFacts facts_of(int device) {
+  static DeviceFacts known[kKnownDevices];
+  static std::once_flag asked[kKnownDevices];
+  const auto ask = [device](DeviceFacts& facts) {
+    int major = 0;
+    check(cudaDeviceGetAttribute(&facts.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    check(cudaDeviceGetAttribute(&facts.shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                 device));
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    facts.overlap = major >= 9;
+  };
+  DeviceFacts facts;
+  if (device >= kKnownDevices) {
+    ask(facts);
+    return facts;
   }
+  std::call_once(asked[device], ask, known[device]);
+  return known[device];
+}
+
+// How many blocks fit on a multiprocessor, of `threads` and with `bytes` of dynamic shared memory.
+template <auto kKernel>
+int blocks_per_multiprocessor(int device, int threads, int bytes) {
+  static std::atomic<int64_t> known[kKnownDevices][kMaxWarps + 1];  // bytes and blocks, 0: neither
+  std::atomic<int64_t>* const last =
+      device < kKnownDevices ? &known[device][threads / kWarp] : nullptr;
+  const int64_t remembered = last ? last->load(std::memory_order_relaxed) : 0;
+  if (remembered != 0 && remembered >> 32 == bytes) return static_cast<int>(remembered & 0xffff);
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, bytes));
+  blocks = std::max(blocks, 1);
+  if (last) last->store(int64_t{bytes} << 32 | blocks, std::memory_order_relaxed);
   return blocks;
+}
+
+// f(T(), W()) for the types of the stream and of the norm's weight.
+template <typename F>
+auto with_types(const SteerParams& p, const F& f) {
+  const bool wide_weight = p.weight_dtype == Dtype::kFloat32;
+  switch (p.dtype) {
+    case Dtype::kBFloat16:
+      return wide_weight ? f(__nv_bfloat16(), float()) : f(__nv_bfloat16(), __nv_bfloat16());
+    case Dtype::kFloat16:
+      return wide_weight ? f(__half(), float()) : f(__half(), __half());
+    case Dtype::kFloat32:
+      break;
+  }
+  return f(float(), float());
 }
 
 extern std::atomic<bool> overlap_wanted;  // see select_overlap
 
-// kKernel(params, chunks, others...) over all rows, on a stream of the current device.
-template <auto kKernel, typename Params, typename... Others>
-void launch_rows(int64_t rows, int threads, cudaStream_t stream, const Params& params,
+// kKernel(p, chunks, others...) over all rows, on a stream of the current device. `bytes` of
+// dynamic shared memory.
+template <auto kKernel, typename... Others>
+void launch_rows(const SteerParams& p, const Shape& shape, int bytes, cudaStream_t stream,
                  Others... others) {
-  int device = 0;
-  check(cudaGetDevice(&device));
+  const int device = current_device();
   const DeviceFacts facts = facts_of(device);
-  int64_t blocks = rows;
-  if (rows > facts.multiprocessors) {
-    const int64_t fit =
-        int64_t{facts.multiprocessors} * blocks_per_multiprocessor<kKernel>(device, threads);
-    blocks = std::min(rows, fit);
+  int64_t blocks = p.rows;
+  if (p.rows > facts.multiprocessors) {
+    const int fit = blocks_per_multiprocessor<kKernel>(device, shape.threads, bytes);
+    blocks = std::min(p.rows, int64_t{facts.multiprocessors} * fit);
   }
   cudaLaunchAttribute overlap;
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = stream;
   config.attrs = &overlap;
   config.numAttrs = facts.overlap && overlap_wanted.load(std::memory_order_relaxed) ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kKernel, params, Chunks{rows / blocks, rows % blocks},
-                           others...));
+  check(
+      cudaLaunchKernelEx(&config, kKernel, p, Chunks{p.rows / blocks, p.rows % blocks}, others...));
 }
 
 }  // namespace steerfast

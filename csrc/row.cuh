@@ -1,9 +1,9 @@
-// Device code of one row: 16-byte loads and stores, conversions, sums in a fixed order.
+// Device code of one row: who owns which elements, 16-byte loads and stores, conversions.
 //
 // A block of threads holds a row. Thread t owns the vectors t, t + threads, t + 2 threads, ... of
-// 16 bytes of the stream each, and adds up its own in that order; the rest is a fixed tree. The
-// number of threads follows from D and the dtype alone, so a row's result does not depend on how
-// many rows there are, where they lie or which kernel of steer.cu ran.
+// 16 bytes of the stream each, and adds up its own in that order; the rest is a fixed tree (see
+// sums.cuh). The number of threads follows from D and the dtype alone, so a row's result does not
+// depend on how many rows there are, where they lie or which kernel ran.
 //
 // Nothing that a kernel may also write (x, residual, stream, normed) is read with __restrict__,
 // __ldg or ld.global.nc: in place, stream is residual and normed is x.
@@ -20,6 +20,7 @@ namespace steerfast {
 
 constexpr int kMaxThreads = 512;
 constexpr int kWarp = 32;
+constexpr int kMaxWarps = kMaxThreads / kWarp;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
 template <typename T>
@@ -93,12 +94,23 @@ __device__ inline Packed<T, kLanes> narrow(const float (&wide)[kLanes]) {
 
 // x and residual are read once: kept out of L1, where the deltas of this block's rows stay.
 __device__ inline uint4 load_once(const uint4* at) {
+#ifdef __CUDA_ARCH__
   uint4 v;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(__cvta_generic_to_global(at))
                : "memory");
   return v;
+#else
+  return *at;  // tests/emulation runs this file on the host
+#endif
+}
+
+// On its way to L2.
+__device__ inline void prefetch(const void* at) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" : : "l"(__cvta_generic_to_global(at)));
+#endif
 }
 
 enum class Reuse { kNone, kSome };
@@ -156,67 +168,15 @@ __device__ inline void store(const Packed<T, kLanes>& packed, T* at, int count, 
   }
 }
 
-// Pairs, pairs of pairs, ...: short chains, and more exact than one after the other.
-template <int kLanes>
-__device__ inline float sum_of_squares(const float (&wide)[kLanes]) {
-  float part[kLanes];
-#pragma unroll
-  for (int i = 0; i < kLanes; ++i) part[i] = wide[i] * wide[i];
-#pragma unroll
-  for (int step = 1; step < kLanes; step *= 2) {
-#pragma unroll
-    for (int i = 0; i < kLanes; i += 2 * step) part[i] += part[i + step];
-  }
-  return part[0];
-}
-
-// Sums over a block, of up to two numbers at once, the same bits in every thread. One barrier a
-// sum: a thread can be one sum ahead of another but not two, so two buffers in turn are enough.
-class BlockSum {
- public:
-  struct Shared {
-    float partial[2][2][kWarp];
-  };
-  __device__ explicit BlockSum(Shared& shared) : shared_(shared) {}
-
-  template <int kNumbers>
-  __device__ void operator()(float (&number)[kNumbers]) {
-    static_assert(kNumbers <= 2, "room for two");
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    float (&partial)[2][kWarp] = shared_.partial[turn_];
-    turn_ ^= 1;
-#pragma unroll
-    for (int k = 0; k < kNumbers; ++k) {
-      number[k] = warp_sum(number[k]);
-      if (lane == 0) partial[k][warp] = number[k];
-    }
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < kNumbers; ++k)
-      number[k] = warp_sum(lane < blockDim.x / kWarp ? partial[k][lane] : 0.f);
-  }
-
- private:
-  static __device__ float warp_sum(float number) {
-#pragma unroll
-    for (int distance = kWarp / 2; distance > 0; distance /= 2)
-      number += __shfl_xor_sync(kWholeWarp, number, distance);
-    return number;
-  }
-
-  Shared& shared_;
-  int turn_ = 0;
-};
-
 // Programmatic dependent launch. Without that launch attribute both do nothing.
 __device__ inline void wait_for_kernel_before() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
 #endif
 }
 __device__ inline void let_kernel_behind_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
 

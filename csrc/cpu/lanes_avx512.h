@@ -6,8 +6,7 @@
 namespace steerfast::STEERFAST_ISA {
 
 // Two blocks at a time keep the pipes busy; their values fit in the thirty-two registers.
-constexpr int kRowsAtOnce = 2;
-constexpr int kBlocksAtOnce = 2;
+constexpr int kTileCells = 2;
 constexpr int kDotsAtOnce = 4;
 
 struct Lanes {
@@ -34,6 +33,7 @@ struct Lanes {
   }
 };
 
+inline void add_product(Lanes& sum, const Lanes& p, const Lanes& q) { sum = sum + p * q; }
 inline Lanes fused_square_add(const Lanes& p, const Lanes& sum) {
   return {_mm512_fmadd_ps(p.a, p.a, sum.a), _mm512_fmadd_ps(p.b, p.b, sum.b)};
 }

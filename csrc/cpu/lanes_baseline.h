@@ -4,9 +4,8 @@
 
 namespace steerfast::STEERFAST_ISA {
 
-constexpr int kRowsAtOnce = 1;
-constexpr int kBlocksAtOnce = 1;
-constexpr int kDotsAtOnce = 2;
+constexpr int kTileCells = 1;
+constexpr int kDotsAtOnce = 4;
 
 struct Lanes {
   float v[kLanes];
@@ -26,6 +25,9 @@ struct Lanes {
   void spill(float* out) const { std::memcpy(out, v, sizeof v); }
 };
 
+inline void add_product(Lanes& sum, const Lanes& p, const Lanes& q) {
+  for (int i = 0; i < kLanes; ++i) sum.v[i] += p.v[i] * q.v[i];
+}
 inline Lanes fused_square_add(const Lanes& p, const Lanes& sum) { return sum + p * p; }
 
 inline uint32_t bits_of(float value) {

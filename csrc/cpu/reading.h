@@ -9,7 +9,7 @@
 
 namespace steerfast::STEERFAST_ISA {
 
-// A bank row and the place in the program of the read that names it.
+// A bank row (null: none) and the place in the program of the read that names it.
 struct Direction {
   const float* data;
   int place;
@@ -21,9 +21,8 @@ struct Program {
   int count;
   const float* delta;  // or null
   Finish finish;
-  int sources = 0, targets = 0;
-  bool slerps = false;
-  Direction source[kMaxReads], target[kMaxReads];
+  int sources = 0, targets = 0, slerps = 0;
+  Direction source[kMaxReads], target[kMaxReads], slerp[kMaxReads];
 
   Program(const SteerParams& p, const Record& record)
       : reads(p.reads + int64_t{record.program} * kMaxReads),
@@ -32,9 +31,10 @@ struct Program {
         finish(static_cast<Finish>(record.finish)) {
     for (int i = 0; i < count; ++i) {
       const Read& read = reads[i];
-      if (read.source >= 0) source[sources++] = {p.bank + read.source * p.width, i};
+      const Direction from{read.source < 0 ? nullptr : p.bank + read.source * p.width, i};
+      if (from.data) source[sources++] = from;
+      if (read.op == Op::kSlerp) slerp[slerps++] = from;
       if (read.target >= 0) target[targets++] = {p.bank + read.target * p.width, i};
-      slerps |= read.op == Op::kSlerp;
     }
   }
 };
@@ -54,8 +54,7 @@ STEERFAST_FLATTEN void dot_group(const T* const* streams, const Direction* sourc
         cells<kCells>([&](auto cell) { return unordered<T>(at.read(h[at.row(cell)], cell)); });
     for (int i = 0; i < kDots; ++i) {
       for_cells<kCells>([&](auto cell) {
-        Lanes& to = sums[at.row(cell)][i];
-        to = to + wide[cell] * at.read(sources[i].data, cell);
+        add_product(sums[at.row(cell)][i], wide[cell], at.read(sources[i].data, cell));
       });
     }
   });
@@ -72,7 +71,7 @@ void exact_sums(const T* h, const float* source, int64_t width, double* dot, dou
     for_cells<decltype(at)::kCells>([&](auto cell) {
       float p[kLanes], q[kLanes];
       unordered<T>(at.read(h, cell)).spill(p);
-      at.read(source, cell).spill(q);
+      (source ? at.read(source, cell) : Lanes::fill(0.f)).spill(q);
       for (int i = 0; i < kLanes; ++i) dots[i] += double{p[i]} * double{q[i]};
       for (int i = 0; i < kLanes; ++i) norms[i] += double{p[i]} * double{p[i]};
     });
@@ -101,12 +100,10 @@ void read_dots(const Program& program, const T* const* h, int64_t width, RowDots
       dot_group<1, T, kRows>(h, program.source + i, width, dots);
       break;
   }
-  if (!program.slerps) return;
   for (int row = 0; row < kRows; ++row) {
-    for (int k = 0; k < program.sources; ++k) {
-      const auto [source, place] = program.source[k];
-      if (program.reads[place].op == Op::kSlerp)
-        exact_sums(h[row], source, width, &dots[row].exact_p[place], &dots[row].exact_squares);
+    for (int k = 0; k < program.slerps; ++k) {
+      const auto [source, place] = program.slerp[k];
+      exact_sums(h[row], source, width, &dots[row].exact_p[place], &dots[row].exact_squares);
     }
   }
 }
@@ -128,7 +125,7 @@ struct Steered {
     for (int i = 0; i < program.targets; ++i) {
       for_cells<kCells>([&](auto cell) {
         const Lanes factor = Lanes::fill(f[i][Position::row(cell)]);
-        sum[cell] = sum[cell] + factor * position.read(program.target[i].data, cell);
+        add_product(sum[cell], factor, position.read(program.target[i].data, cell));
       });
     }
     return cells<kCells>([&](auto cell) {

@@ -63,8 +63,8 @@ template <typename T, typename W, bool kHasX>
 void rows(const SteerParams& p, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end;) {
     const Record* record = route(p, n);
-    if (kRowsAtOnce == 2 && record && n + 1 < end && route(p, n + 1) == record) {
-      some_rows<T, W, kHasX, kRowsAtOnce>(p, n, record);
+    if (kTileCells == 2 && record && n + 1 < end && route(p, n + 1) == record) {
+      some_rows<T, W, kHasX, kTileCells>(p, n, record);
       n += 2;
     } else {
       some_rows<T, W, kHasX, 1>(p, n, record);

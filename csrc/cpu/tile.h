@@ -1,7 +1,7 @@
-// How rows are walked: in tiles of kBlocksAtOnce blocks of kLanes elements, of one row or of
-// kRowsAtOnce rows of one slot, which share what is loaded for them. The blocks of a tile are
-// independent, so that the processor has something to overlap. Each row's arithmetic, and its
-// order, is the same either way, so a row's result does not depend on its neighbours.
+// How a row is walked: in blocks of kLanes elements, kTileCells of them at a time. A tile is the
+// same block of two rows of one slot, which share what is loaded for it, or two blocks of one row;
+// either way the processor has two independent computations to overlap. Each row's arithmetic, and
+// its order, is the same in both, so a row's result does not depend on its neighbours.
 #pragma once
 
 #include "lanes.h"
@@ -28,48 +28,34 @@ struct Cells<V, 1> {
   const V& operator[](Cell<0>) const { return first; }
 };
 template <typename V>
-struct Cells<V, 2> : Cells<V, 1> {
-  V second;
-  using Cells<V, 1>::operator[];
+struct Cells<V, 2> {
+  V first, second;
+  V& operator[](Cell<0>) { return first; }
   V& operator[](Cell<1>) { return second; }
+  const V& operator[](Cell<0>) const { return first; }
   const V& operator[](Cell<1>) const { return second; }
-};
-template <typename V>
-struct Cells<V, 4> : Cells<V, 2> {
-  V third, fourth;
-  using Cells<V, 2>::operator[];
-  V& operator[](Cell<2>) { return third; }
-  V& operator[](Cell<3>) { return fourth; }
-  const V& operator[](Cell<2>) const { return third; }
-  const V& operator[](Cell<3>) const { return fourth; }
 };
 template <int kCells, typename F>
 STEERFAST_INLINE auto cells(F f) {
   using V = decltype(f(Cell<0>{}));
   if constexpr (kCells == 1) {
     return Cells<V, 1>{f(Cell<0>{})};
-  } else if constexpr (kCells == 2) {
-    return Cells<V, 2>{{f(Cell<0>{})}, f(Cell<1>{})};
   } else {
-    return Cells<V, 4>{{{f(Cell<0>{})}, f(Cell<1>{})}, f(Cell<2>{}), f(Cell<3>{})};
+    return Cells<V, 2>{f(Cell<0>{}), f(Cell<1>{})};
   }
 }
 template <int kCells, typename F>
 STEERFAST_INLINE void for_cells(F f) {
   f(Cell<0>{});
-  if constexpr (kCells >= 2) f(Cell<1>{});
-  if constexpr (kCells == 4) {
-    f(Cell<2>{});
-    f(Cell<3>{});
-  }
+  if constexpr (kCells == 2) f(Cell<1>{});
 }
 
 // A position in kRows rows: kBlocks whole blocks from element `start`.
 template <int kRows, int kBlocks>
 struct Whole {
   static constexpr int kCells = kRows * kBlocks;
-  static constexpr int row(int cell) { return cell / kBlocks; }
-  static constexpr int block(int cell) { return cell % kBlocks; }
+  static constexpr int row(int cell) { return kBlocks == 1 ? cell : 0; }
+  static constexpr int block(int cell) { return kBlocks == 1 ? 0 : cell; }
   int64_t start;
   template <typename T>
   STEERFAST_INLINE Lanes read(const T* data, int cell) const {
@@ -111,7 +97,7 @@ template <int kRows, typename Body>
 STEERFAST_INLINE void sweep(int64_t width, Body body) {
   int64_t i = 0;
   for (; i + 2 * kLanes <= width; i += 2 * kLanes) {
-    if constexpr (kBlocksAtOnce == 2) {
+    if constexpr (kTileCells / kRows == 2) {
       body(Whole<kRows, 2>{i}, 0);
     } else {
       body(Whole<kRows, 1>{i}, 0);

@@ -1,0 +1,120 @@
+// The kernel for rows too wide for registers, as wide as shared memory is: D a multiple of the
+// 16-byte vector, everything aligned to 16. A thread reads and writes its own vectors there only,
+// so nothing has to wait.
+#include "kernels.h"
+#include "launch.cuh"
+#include "steer_row.cuh"
+
+// One declaration for all kernels: of the size nothing is known here.
+extern "C" {
+extern __shared__ uint4 dynamic_shared[];
+}
+
+namespace steerfast {
+namespace {
+
+// A Row of work_on.
+template <typename T, typename W>
+class RowInSharedMemory {
+ public:
+  using Element = T;
+  using Index = int;
+  static constexpr int kLanes = kLanesOf<T>;
+  static constexpr bool vector = true;
+
+  __device__ explicit RowInSharedMemory(const SteerParams& p)
+      : weight_(static_cast<const W*>(p.weight)), width_(static_cast<int>(p.width)) {}
+
+  __device__ void fetch(const SteerParams& p, int64_t index) {
+    const T* const residual = static_cast<const T*>(p.residual) + index * p.residual_stride;
+    const T* const x = static_cast<const T*>(p.x) + index * p.x_stride;
+    over_vectors([&](int first, int left) {
+      const Packed<T, kLanes> h = load<Reuse::kNone, kLanes>(residual + first, left, true);
+      put(first, p.x ? sum_of(h, load<Reuse::kNone, kLanes>(x + first, left, true)) : h);
+    });
+  }
+
+  template <typename F>
+  __device__ void each(const F& f) const {
+    over_vectors([&](int first, int left) { f(first, left, got(first)); });
+  }
+  template <typename Make, typename Use>
+  __device__ void replace(const Make& make, const Use& use) {
+    over_vectors([&](int first, int left) {
+      const Packed<T, kLanes> made = make(first, left, got(first));
+      put(first, made);
+      use(first, left, made);
+    });
+  }
+  __device__ void fetch_weight() const {}
+  template <typename F>
+  __device__ void each_with_weight(const F& f) const {
+    over_vectors([&](int first, int left) {
+      f(first, left, got(first), load<Reuse::kSome, kLanes>(weight_ + first, left, true));
+    });
+  }
+
+ private:
+  template <typename F>
+  __device__ void over_vectors(const F& f) const {
+#pragma unroll 1
+    for (int first = first_of<kLanes>(0); first < width_; first += blockDim.x * kLanes)
+      f(first, width_ - first);
+  }
+  static __device__ Packed<T, kLanes> got(int first) {
+    return load<Reuse::kSome, kLanes>(reinterpret_cast<const T*>(dynamic_shared) + first, kLanes,
+                                      true);
+  }
+  static __device__ void put(int first, const Packed<T, kLanes>& packed) {
+    store(packed, reinterpret_cast<T*>(dynamic_shared) + first, kLanes, true);
+  }
+
+  const W* weight_;
+  int width_;
+};
+
+template <typename T, typename W>
+__global__ void __launch_bounds__(kMaxThreads, 2)
+    rows_in_shared_memory(const __grid_constant__ SteerParams p,
+                          const __grid_constant__ Chunks chunks) {
+  __shared__ RowShared<true> shared;
+  BlockSum block_sum(shared.sums);
+  RowInSharedMemory<T, W> row(p);
+  wait_for_kernel_before();
+
+  int64_t index = chunks.begin(blockIdx.x);
+#pragma unroll 1
+  for (int rest = chunks.rows(blockIdx.x); rest > 0; --rest, ++index) {
+    const Route<true> route = route_at(p, index);
+    row.fetch(p, index);
+    if (rest == 1) let_kernel_behind_start();
+    work_on<true, W>(p, index, route, row, shared, block_sum);
+  }
+}
+
+// Lets a kernel have up to `bytes` of dynamic shared memory, once for each device.
+template <auto kKernel>
+void allow_shared_memory(int device, int bytes) {
+  static std::atomic<bool> allowed[kKnownDevices];
+  if (device < kKnownDevices && allowed[device].load(std::memory_order_relaxed)) return;
+  check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  if (device < kKnownDevices) allowed[device].store(true, std::memory_order_relaxed);
+}
+
+}  // namespace
+
+bool launch_in_shared_memory(const SteerParams& p, cudaStream_t stream) {
+  const int device = current_device();
+  const int64_t room = facts_of(device).shared_memory - int64_t{sizeof(RowShared<true>)};
+  return with_types(p, [&](auto t, auto w) {
+    using T = decltype(t);
+    constexpr auto kKernel = rows_in_shared_memory<T, decltype(w)>;
+    const int64_t bytes = p.width * static_cast<int64_t>(sizeof(T));
+    if (bytes > room) return false;
+    allow_shared_memory<kKernel>(device, static_cast<int>(room));
+    launch_rows<kKernel>(p, shape_of(p.width, kLanesOf<T>), static_cast<int>(bytes), stream);
+    return true;
+  });
+}
+
+}  // namespace steerfast
