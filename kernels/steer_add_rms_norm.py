@@ -1,53 +1,30 @@
-"""The additive family in Triton: one kernel behind all seven ops of ``steerfast.ops``.
+"""The whole family in Triton: one kernel behind all ops of ``steerfast.ops``.
 
-Rounding points are those of ``steerfast/reference.py``. Nothing here allocates, checks or chooses;
-``steerfast/triton_ops.py`` does.
+Rounding points are those of ``steerfast/reference.py``; reading terms are in ``kernels/reads.py``.
+Nothing here allocates, checks or chooses; ``steerfast/triton_ops.py`` does.
 """
-
-from dataclasses import dataclass
-from functools import cache
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from steerfast.reference import FINISH_CODES, Steering
+from steerfast.kernels.launch_table import Config
+from steerfast.kernels.reads import MAX_READS, READ_WIDTH, bank_row, contribution
+from steerfast.records import FINISH_CODES
+from steerfast.reference import Steering
 
 NONE = tl.constexpr(FINISH_CODES["none"])
 SHRINK = tl.constexpr(FINISH_CODES["shrink"])
 
-
-@dataclass(frozen=True)
-class Config:
-    """How the kernel is cut for rows of D elements.
-
-    Takes no row count: num_warps decides the order of summation, and a row's result must not depend
-    on its batch.
-    """
-
-    BLOCK_D: int
-    num_warps: int
-
-    @classmethod
-    @cache
-    def for_width(cls, D: int) -> "Config":
-        """16 elements a thread from 512 on: 16-byte accesses, and few enough registers.
-
-        Measured with ptxas: 54 to 75 for D = 576 to 16384 in bfloat16 and float32 on sm_80, sm_90 and
-        sm_100, without spills. Not timed on a GPU.
-        """
-        block = triton.next_power_of_2(D)
-        return cls(BLOCK_D=block, num_warps=min(max(block // 512, 1), 32))
-
-    @property
-    def options(self) -> dict[str, int | bool]:
-        """Compile options. Without fusion gain * delta is rounded before the sum, as in the reference;
-        the default differs between Triton versions. The interpreter drops both.
-        """
-        return {"num_warps": self.num_warps, "enable_fp_fusion": False}
+# What a launch would find out about alignment differs between forms, and with it the elements of a
+# thread and the order of sums. ALIGNMENT says it instead, the same for all forms of a (D, dtype).
+UNSPECIALIZED = [
+    *("x_ptr", "x_stride", "residual_ptr", "residual_stride", "stream_ptr", "stream_stride"),
+    *("weight_ptr", "normed_ptr", "normed_stride", "bank_ptr", "bank_stride"),
+]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=UNSPECIALIZED)
 def steer_add_rms_norm_kernel(
     x_ptr,
     x_stride,
@@ -63,13 +40,17 @@ def steer_add_rms_norm_kernel(
     row_gain_ptr,
     records_ptr,
     records_stride,
+    reads_ptr,
     bank_ptr,
     bank_stride,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    ALIGNMENT: tl.constexpr,  # of every row in bytes
     HAS_X: tl.constexpr,
     HAS_STEERING: tl.constexpr,
+    HAS_READS: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    FP32_NORM: tl.constexpr,
 ):
     # Rows may lie more than 2^31 elements in: offsets are int64.
     row = tl.program_id(0).to(tl.int64)
@@ -83,45 +64,83 @@ def steer_add_rms_norm_kernel(
         record_ptr = records_ptr + slot.to(tl.int64) * records_stride
         delta_row = tl.load(record_ptr, mask=slot >= 0, other=0)
         finish = tl.load(record_ptr + 1, mask=slot >= 0, other=0)
+        read_count = 0
+        if HAS_READS:
+            program = tl.load(record_ptr + 2, mask=slot >= 0, other=0)
+            read_count = tl.load(record_ptr + 3, mask=slot >= 0, other=0)
 
-    h = tl.load(residual_ptr + row * residual_stride + columns, mask=inside, other=0.0)
+    residual_row_ptr = tl.multiple_of(residual_ptr + row * residual_stride, ALIGNMENT)
+    h = tl.load(residual_row_ptr + columns, mask=inside, other=0.0)
     if HAS_X:
-        x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0)
+        x_row_ptr = tl.multiple_of(x_ptr + row * x_stride, ALIGNMENT)
+        x = tl.load(x_row_ptr + columns, mask=inside, other=0.0)
         h = (h.to(tl.float32) + x.to(tl.float32)).to(h.dtype)
-    if HAS_NORM:
-        weight = tl.load(weight_ptr + columns, mask=inside, other=0.0)
+    # With reads the weight would take registers away from them, so it is loaded later.
+    if HAS_NORM and not HAS_READS:
+        weight = tl.load(tl.multiple_of(weight_ptr, ALIGNMENT) + columns, mask=inside, other=0.0)
 
     stream = h
     if HAS_STEERING:
-        active = (slot >= 0) & (delta_row >= 0) & (gain != 0.0)
-        # One branch for the whole program: an inactive row reads no delta and keeps the bits of h.
+        active = (slot >= 0) & ((delta_row >= 0) | (read_count > 0)) & (gain != 0.0)
+        # One branch for the whole of it: an inactive row reads no bank and keeps the bits of h.
         if active:
-            delta_offset = delta_row.to(tl.int64) * bank_stride
-            delta = tl.load(bank_ptr + delta_offset + columns, mask=inside, other=0.0)
-            y = h.to(tl.float32) + gain * delta
+            wide = h.to(tl.float32)
+            norm = 0.0
+            if (finish > NONE) | (read_count > 0):
+                norm = tl.sqrt_rn(tl.sum(wide * wide))
+            if HAS_READS:
+                if read_count > 0:
+                    program_ptr = reads_ptr + program.to(tl.int64) * (MAX_READS * READ_WIDTH)
+                    added = contribution(
+                        delta_row,
+                        wide,
+                        norm,
+                        program_ptr,
+                        read_count,
+                        bank_ptr,
+                        bank_stride,
+                        columns,
+                        D,
+                        ALIGNMENT,
+                    )
+                else:
+                    added = bank_row(bank_ptr, bank_stride, delta_row, columns, D, ALIGNMENT)
+            else:
+                added = bank_row(bank_ptr, bank_stride, delta_row, columns, D, ALIGNMENT)
+            y = wide + gain * added
             if finish > NONE:
-                before = tl.sqrt_rn(tl.sum(h.to(tl.float32) * h.to(tl.float32)))
                 after = tl.sqrt_rn(tl.sum(y * y))
-                factor = tl.where(after > 0.0, tl.div_rn(before, after), 1.0)
+                factor = tl.where(after > 0.0, tl.div_rn(norm, after), 1.0)
                 # Not tl.minimum, which would turn NaN into 1.
                 factor = tl.where((finish == SHRINK) & (factor > 1.0), 1.0, factor)
                 y = y * factor
             stream = y.to(h.dtype)
 
-    stream_row_ptr = stream_ptr + row * stream_stride
+    stream_row_ptr = tl.multiple_of(stream_ptr + row * stream_stride, ALIGNMENT)
     if HAS_NORM:
+        if HAS_READS:
+            weight = tl.load(
+                tl.multiple_of(weight_ptr, ALIGNMENT) + columns, mask=inside, other=0.0
+            )
         wide = stream.to(tl.float32)
         mean = tl.div_rn(tl.sum(wide * wide), D * 1.0)
         # In place, both stores must come after this sum: its barrier (within one warp, its shuffles)
         # is what makes sure that every thread has read its part of residual and x.
         tl.store(stream_row_ptr + columns, stream, mask=inside)
         rstd = tl.div_rn(1.0, tl.sqrt_rn(mean + tl.cast(eps, tl.float32)))
-        unit = (wide * rstd).to(h.dtype)
-        normed = weight.to(tl.float32) * unit.to(tl.float32)
-        normed_row_ptr = normed_ptr + row * normed_stride
+        unit = wide * rstd
+        if not FP32_NORM:
+            unit = unit.to(h.dtype).to(tl.float32)
+        normed = weight.to(tl.float32) * unit
+        normed_row_ptr = tl.multiple_of(normed_ptr + row * normed_stride, ALIGNMENT)
         tl.store(normed_row_ptr + columns, normed.to(weight.dtype), mask=inside)
     else:
         tl.store(stream_row_ptr + columns, stream, mask=inside)
+
+
+def row_alignment(D: int, element_size: int) -> int:
+    """What the addresses of all rows must divide by, in bytes: 16 where contiguous rows do, else 1."""
+    return 16 if D * element_size % 16 == 0 else 1
 
 
 def launch(
@@ -131,26 +150,30 @@ def launch(
     weight: Tensor | None,
     normed: Tensor | None,
     eps: float,
+    fp32_norm: bool,
     steering: Steering | None,
     config: Config,
 ) -> None:
     """Residual add, steering and RMSNorm of N rows; one program a row.
 
         h      = round_T(residual + x)                                  # residual where x is None
-        y      = h + gain[n] * bank[records[row_slot[n]].delta]         # float32
+        y      = h + gain[n] * (delta + sum_i gate_i * u_i(h))          # float32; of record row_slot[n]
         stream = round_T(finish(y))          # finish: none | |h|/|y| | min(1, |h|/|y|)
-        normed = round(weight * round_T(stream * 1/sqrt(mean(stream^2) + eps)))
+        normed = round(weight * round_T(stream * 1/sqrt(mean(stream^2) + eps)))   # fp32_norm: one rounding
 
     x, residual, stream: [N, D] of dtype T (float32 | bfloat16 | float16), rows at any stride, the last
     dimension contiguous. weight [D], of dtype T or float32, and normed [N, D] of weight's dtype come
-    together. Contiguous: row_slot [N] int32, row_gain [N] float32, records [S, 4] int32, bank [V, D]
-    float32. With a norm, stream may be residual and normed may be x. All on the current device. The
-    kernel does not check that slots are below S and delta rows below V.
+    together. Contiguous: row_slot [N] int32, row_gain [N] float32, records [S, 4] int32, reads
+    [P, 16, 12] int32, bank [V, D] float32. stream may be residual, and normed may be x. All on the
+    current device, and addresses and strides in bytes divisible by ``row_alignment``. The kernel does not
+    check that slots, programs and bank rows are in range.
     """
     N, D = residual.shape
     if N == 0 or D == 0:
         return
-    row_slot, row_gain, records, bank = steering or (None, None, None, None)
+    row_slot, row_gain, records, reads, bank = steering or (None, None, None, None, None)
+    # A table without room for programs gets a kernel without them, which needs fewer registers.
+    has_reads = reads is not None and reads.shape[0] > 0
     steer_add_rms_norm_kernel[(N,)](
         x,
         0 if x is None else x.stride(0),
@@ -166,12 +189,16 @@ def launch(
         row_gain,
         records,
         0 if records is None else records.stride(0),
+        reads if has_reads else None,
         bank,
         0 if bank is None else bank.stride(0),
         D=D,
         BLOCK_D=config.BLOCK_D,
+        ALIGNMENT=row_alignment(D, residual.element_size()),
         HAS_X=x is not None,
         HAS_STEERING=steering is not None,
+        HAS_READS=has_reads,
         HAS_NORM=weight is not None,
+        FP32_NORM=fp32_norm,
         **config.options,
     )

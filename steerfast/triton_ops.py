@@ -86,8 +86,11 @@ def steer_add_rms_norm_(
 def steer_(stream: Tensor, steering: Steering) -> None:
     _refuse_grad("steer_", stream)
     _check(None, stream, None, steering)
-    rows = _writable(stream)
+    target = _writable(stream)
+    rows = _aligned(target)
     _launch(None, rows, rows, None, None, 0.0, False, steering)
+    if rows is not target:
+        target.copy_(rows)
 
 
 def _with_norm(
@@ -124,8 +127,12 @@ def _in_place(
 ) -> None:
     _check(x, residual, weight, steering)
     _require(weight.dtype == x.dtype, "in place, weight must have the dtype of the stream")
-    x_rows, stream = _writable(x), _writable(residual)
+    targets = _writable(x), _writable(residual)
+    x_rows, stream = _aligned(targets[0]), _aligned(targets[1])
     _launch(x_rows, stream, stream, weight, x_rows, eps, fp32, steering)
+    for target, rows in zip(targets, (x_rows, stream), strict=True):
+        if rows is not target:
+            target.copy_(rows)
 
 
 def _launch(
@@ -141,6 +148,10 @@ def _launch(
     from steerfast.kernels.launch_table import config_for
     from steerfast.kernels.steer_add_rms_norm import launch
 
+    if weight is not None:
+        weight = _aligned(weight)
+    if steering is not None:
+        steering = steering._replace(bank=_aligned(steering.bank))
     with_reads = steering is not None and steering.reads.shape[0] > 0
     config = config_for(
         residual.shape[1], residual.element_size(), with_reads, _arch(residual.device)
@@ -160,11 +171,21 @@ def _arch(device: torch.device) -> str:
 
 
 def _readable(tensor: Tensor) -> Tensor:
-    """Rows at one stride: a view where the layout allows, else a copy."""
+    """Rows at one stride, aligned: a view where the layout allows, else a copy."""
     try:
-        return _rows(tensor)
+        return _aligned(_rows(tensor))
     except RuntimeError:
         return _rows(tensor.contiguous())
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The same, or a copy where a view's rows lie off the 16 bytes at which contiguous ones start: the
+    kernel relies on these, and with fewer elements at a time it would sum in another order."""
+    size = tensor.element_size()
+    strides_fit = tensor.ndim < 2 or tensor.shape[0] <= 1 or tensor.stride(0) * size % 16 == 0
+    if tensor.shape[-1] * size % 16 or (strides_fit and tensor.data_ptr() % 16 == 0):
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _writable(tensor: Tensor) -> Tensor:

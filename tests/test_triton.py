@@ -3,27 +3,31 @@
 TRITON_INTERPRET is read while triton is imported, and changes every kernel of a process. So the
 interpreted tests have a process of their own: ``test_interpreted`` runs this file again, where
 ``TestInterpreted`` is collected in place of ``TestCompiled``. float32 and float16 only: the interpreter
-truncates where a bfloat16 store rounds.
+truncates where a bfloat16 store rounds. The laws of ``steerfast.testing`` are in test_conformance.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
+import math
 import os
 import re
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from steerfast import reference, triton_ops
-from steerfast.reference import FINISH_CODES, Steering
+from steerfast import reference, testing, triton_ops
+from steerfast.arguments import explain
+from steerfast.records import FINISH_CODES, MAX_READS, READ_WIDTH, GateKind, Op
+from steerfast.reference import Steering
+from steerfast.testing import recipes
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="the triton package is not installed"
@@ -39,6 +43,7 @@ OPS = (
     "steer_rms_norm",
     "steer_add",
     "steer",
+    "steer_",
 )
 
 # name: (steered at all, gain, finish, delta as a function of the row's h). The deltas that depend on h
@@ -55,34 +60,30 @@ KINDS = {
 }
 INACTIVE = ("slot -1", "gain 0", "no active term")
 WITHOUT_FINISH = (*INACTIVE, "none")
-# Every kind alone, and batches of five that mix them.
-BATCHES = [(kind,) for kind in KINDS] + [tuple(KINDS)[:5], tuple(KINDS)[3:]]
+# Every kind alone, and a batch of all.
+BATCHES = [(kind,) for kind in KINDS] + [tuple(KINDS)]
 
 
-def steering_of(h: Tensor, kinds: tuple[str, ...]) -> Steering:
-    """Row n steered as kinds[n] says; neither its slot nor its delta row is n."""
+def steering_of(h: Tensor, kinds: tuple[str, ...], programs: int = 0) -> Steering:
+    """Row n steered by a delta as kinds[n] says; neither its slot nor its delta row is n."""
     N, D = h.shape
     row_slot = torch.arange(N, 0, -1, dtype=torch.int32)
     row_gain, records = torch.empty(N), torch.full((N + 1, 4), 7, dtype=torch.int32)
-    records[0, 0] = 0  # nobody's, and its delta is NaN: what a row in slot -1 must not take
+    records[0] = 0  # nobody's, and its delta is NaN: what a row in slot -1 must not take
     bank = torch.full((2 * N, D), float("nan"))
     for n, kind in enumerate(kinds):
         steered, gain, finish, delta = KINDS[kind]
         slot = N - n
         records[slot, 0] = -1 if delta is None else 2 * n + 1
         records[slot, 1] = FINISH_CODES[finish]
+        records[slot, 3] = 0
         row_gain[n] = gain
         if not steered:
             row_slot[n] = -1
         if delta is not None:
             bank[2 * n + 1] = delta(h[n].float())
-    return Steering(row_slot, row_gain, records, bank)
-
-
-def ulp(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance from |value| rounded to dtype to the next number above; value is float64."""
-    near = value.abs().to(dtype)
-    return torch.nextafter(near, torch.tensor(float("inf"), dtype=dtype)).double() - near.double()
+    reads = torch.full((programs, MAX_READS, READ_WIDTH), -1, dtype=torch.int32)
+    return Steering(row_slot, row_gain, records, reads, bank)
 
 
 def rows(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -90,49 +91,9 @@ def rows(N: int, D: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.randn(N, D).to(dtype), (3 * torch.randn(N, D)).to(dtype)
 
 
-def assert_stream(stream: Tensor, h: Tensor, steering: Steering, kinds: tuple[str, ...]) -> None:
-    """The tolerance of DESIGN.md section 3 against float64 for every row; tighter where bits must agree.
-
-    Kernel and reference round the same float32 operations in the same order, so without a finish they
-    agree bit for bit. With one, their factors may differ by the order of summation: a few units of
-    2^-24, relative, which moves a float16 result by at most 1 ulp, the final rounding. float32 shows
-    it in full, hence the second term; it also covers gain * delta rounded where h + gain * delta cancels.
-    """
-    expected = reference.steer_rows(h, steering).to(h.dtype)
-    for n, kind in enumerate(kinds):
-        if kind in INACTIVE:
-            assert_same_bits(stream[n], h[n])
-        elif kind in WITHOUT_FINISH:
-            assert_same_bits(stream[n], expected[n])
-    exact = reference.steer_rows(h, steering, torch.float64)
-    contribution = torch.where(
-        exact != h.double(), steering.row_gain[:, None] * steering.bank[1::2], 0.0
-    )
-    terms = h.double().abs() + contribution.double().abs()
-    bound = ulp(exact, h.dtype) + 2**-20 * terms
-    error = (stream.double() - exact).abs()
-    assert (error <= bound).all(), (error / bound).max()
-
-
-def assert_norm(normed: Tensor, stream: Tensor, weight: Tensor) -> None:
-    """From equal streams only the order of summation differs: rstd in its last bits.
-
-    In float16 that seldom crosses a rounding boundary of round_T(stream * rstd), and then moves it by
-    1 ulp and the weighted result by 2 at most; normalising the unrounded sum, or rounding once
-    instead of twice, would change a quarter of all elements. float32 shows rstd's bits themselves.
-    """
-    expected = reference.rms_norm(stream, weight, EPS)
-    assert normed.dtype == expected.dtype
-    error = (normed.double() - expected.double()).abs()
-    assert (error <= 2 * ulp(expected.double(), stream.dtype) + 2**-22 * expected.abs()).all()
-    if stream.dtype == torch.float16:
-        assert (error > 0).sum() <= 0.01 * error.numel()
-
-
 def assert_same_bits(a: Tensor, b: Tensor) -> None:
-    bits = torch.int32 if a.dtype == torch.float32 else torch.int16
     assert a.dtype == b.dtype
-    assert torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
+    assert torch.equal(testing.bits(a), testing.bits(b))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
@@ -156,239 +117,335 @@ def test_signature_is_the_references(name: str) -> None:
     )
 
 
-# Where |y| = 0 the kernel divides and then takes 1 instead; numpy says so.
-@pytest.mark.filterwarnings("ignore:divide by zero")
+# What the kernel computes and does not use: 0 / 0, and the exponential of a closed sigmoid.
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value", "ignore:overflow")
 class TestInterpreted:
     __test__ = INTERPRETED
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-    @pytest.mark.parametrize("D", [7, 64, 100, 576])
+    @pytest.mark.parametrize(
+        ("D", "dtype"), [(1, torch.float32), (33, torch.float16), (257, torch.float32)]
+    )
+    def test_cases(self, D: int, dtype: torch.dtype) -> None:
+        """Every family at widths beside those of test_conformance.py."""
+        for case in testing.cases([dtype], [D], [6], seed=1, quick=True):
+            stream, normed = triton_ops.steer_add_rms_norm(*case.arguments)
+            case.check(stream, normed)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+    @pytest.mark.parametrize("programs", [0, 1], ids=["additive", "with reads"])
     @pytest.mark.parametrize("kinds", BATCHES, ids=", ".join)
-    def test_stream_and_norm(self, kinds: tuple[str, ...], D: int, dtype: torch.dtype) -> None:
-        x, residual = rows(len(kinds), D, dtype)
-        weight = 1 + 0.1 * torch.randn(D)
+    def test_deltas(self, kinds: tuple[str, ...], programs: int, dtype: torch.dtype) -> None:
+        """Kernel and reference round the same float32 operations in the same order, so that without a
+        finish they agree bit for bit, whether or not the table has room for programs."""
+        x, residual = rows(len(kinds), 100, dtype)
         h = residual + x
-        steering = steering_of(h, kinds)
-        for w in (weight.to(dtype), weight):
-            stream, normed = triton_ops.steer_add_rms_norm(x, residual, w, EPS, steering)
-            assert_stream(stream, h, steering, kinds)
-            assert_norm(normed, stream, w)
-            from_h = triton_ops.steer_rms_norm(h, w, EPS, steering)
-            assert_same_bits(from_h[0], stream)
-            assert_same_bits(from_h[1], normed)
-            if w.dtype == dtype:
-                in_place = x.clone(), residual.clone()
-                triton_ops.steer_add_rms_norm_(*in_place, w, EPS, steering)
-                assert_same_bits(in_place[0], normed)
-                assert_same_bits(in_place[1], stream)
-        assert_same_bits(triton_ops.steer_add(x, residual, steering), stream)
-        assert_same_bits(triton_ops.steer(h, steering), stream)
+        steering = steering_of(h, kinds, programs)
+        expected = reference.steer(h, steering)
+        stream = triton_ops.steer_add(x, residual, steering)
+        weight = torch.ones(100)
+        case = testing.Case(", ".join(kinds), x, residual, weight, EPS, steering)
+        case.check(stream)
+        for n, kind in enumerate(kinds):
+            if kind in INACTIVE:
+                assert_same_bits(stream[n], h[n])
+            elif kind in WITHOUT_FINISH:
+                assert_same_bits(stream[n], expected[n])
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-    @pytest.mark.parametrize("D", [7, 576])
-    def test_unsteered(self, D: int, dtype: torch.dtype) -> None:
-        x, residual = rows(5, D, dtype)
-        weight = (1 + 0.1 * torch.randn(D)).to(dtype)
-        stream, normed = triton_ops.add_rms_norm(x, residual, weight, EPS)
-        assert_same_bits(stream, residual + x)
-        assert_norm(normed, stream, weight)
-        triton_ops.add_rms_norm_(x, residual, weight, EPS)
-        assert_same_bits(residual, stream)
-        assert_same_bits(x, normed)
+    def test_rows_do_not_depend_on_their_batch(self) -> None:
+        """The first N rows of 600, with N on both sides of where other kernels change their ways."""
+        x, residual = rows(600, 7, torch.float16)
+        table = testing.Table(7)
+        v, b = (table.row(torch.nn.functional.normalize(torch.randn(7), dim=0)) for _ in "vb")
+        table.slot(torch.randn(7), (), "preserve")
+        table.slot(None, recipes.rotate_to(v, b, 0.7), "shrink")
+        table.slot(torch.randn(7), recipes.slerp(v, 0.3))
+        weight = torch.ones(7, dtype=torch.float16)
+        whole = None
+        for N in (600, 257, 256, 255, 7, 2, 1):
+            slots = torch.arange(N) % 16  # the most in none, which is quickly interpreted
+            slots = torch.where((slots >= 1) & (slots <= 3), slots, -1)
+            steering = table.steering(slots, torch.full((N,), 0.7))
+            pair = triton_ops.steer_add_rms_norm(x[:N], residual[:N], weight, EPS, steering)
+            whole = whole or pair
+            assert_same_bits(pair[0], whole[0][:N])
+            assert_same_bits(pair[1], whole[1][:N])
 
-    def test_inactive_rows_keep_odd_bits(self) -> None:
-        """-0, subnormals, infinities and NaN, beside a delta and with gains that are not finite."""
-        kinds = INACTIVE
-        odd = torch.tensor([-0.0, 6e-8, -float("inf"), float("nan")], dtype=torch.float16)
-        h = odd.repeat(len(kinds), 2)
-        steering = steering_of(h, kinds)
-        steering.row_gain[0] = steering.row_gain[2] = float("inf")
-        assert_same_bits(triton_ops.steer(h, steering), h)
+    def test_every_op_and_gate(self) -> None:
+        """One read of each pair, whose key is its own dot, beside one that reads and writes nothing."""
+        x, residual = rows(1, 33, torch.float32)
+        h = residual + x
+        table = testing.Table(33)
+        v, w, b = (table.row(torch.nn.functional.normalize(torch.randn(33), dim=0)) for _ in "vwb")
+        nothing = recipes.Read(Op.RELATIVE, -1, -1, slope=3.0)
+        for op in Op:
+            for gate in GateKind:
+                for sign in (-1.0, 1.0):
+                    numbers = {"slope": 0.6 * sign, "cross": 0.4, "offset": 2.0 * sign}
+                    numbers |= {"level": 1.5, "threshold": 0.25, "bias": 0.1 * sign}
+                    read = recipes.Read(op, v, b, 1, gate, 0, **numbers)
+                    partner = recipes.Read(Op.KEY, w)
+                    table.slot(None, [read, partner, nothing])
+        count = len(table.slots)
+        x, residual = x.expand(count, -1), residual.expand(count, -1)
+        steering = table.steering(torch.tensor(table.slots), torch.full((count,), -0.8))
+        case = testing.Case("pairs", x, residual, torch.ones(33), EPS, steering)
+        assert testing.bounds.analyse(h.expand(count, -1), steering).clear.all()
+        case.check(triton_ops.steer_add(x, residual, steering))
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-    def test_strided_rows_and_nothing_beside_them(self, dtype: torch.dtype) -> None:
-        """Rows inside wider ones, in and out of place; the padding survives."""
-        kinds, D = BATCHES[-1], 100
-        x, residual = rows(5, D, dtype)
-        weight = torch.ones(D, dtype=dtype)
-        steering = steering_of(residual + x, kinds)
-        expected = triton_ops.steer_add_rms_norm(x, residual, weight, EPS, steering)
-        wide_x, wide_residual = (
-            torch.full((5, D + 3), 9.0, dtype=dtype),
-            torch.full((5, 2 * D), 9.0, dtype=dtype),
-        )
-        inner_x, inner_residual = wide_x[:, 2:-1], wide_residual[:, :D]
-        inner_x.copy_(x)
-        inner_residual.copy_(residual)
-        found = triton_ops.steer_add_rms_norm(inner_x, inner_residual, weight, EPS, steering)
-        triton_ops.steer_add_rms_norm_(inner_x, inner_residual, weight, EPS, steering)
-        for stream, normed in (found, (inner_residual, inner_x)):
+    def test_slerp_beside_its_axis(self) -> None:
+        """Towards the axis and away from it, by little and by much: the coefficients are right to float32.
+
+        Away from it 1 / sin w magnifies the row, and what float32 loses there is relative to that.
+        """
+        axis = testing.streams.uniform_axis(16)
+        across = torch.zeros(16)
+        across[:2] = torch.tensor([1.0, -1.0]) * 2**-0.5
+        sides = [0.0002, 0.001, 0.03, 1.0, math.pi / 2]
+        angles = sides + [math.pi - side for side in sides[::-1]]
+        table, steps = testing.Table(16), (1e-6, 1e-3, 0.25, 0.5, 1.0, 1.7, -0.4)
+        row = table.row(axis)
+        for t in steps:
+            table.slot(None, recipes.slerp(row, t))
+        w = torch.tensor(angles).double()[:, None]
+        h = (8 * (w.cos() * axis + w.sin() * across)).float().repeat_interleave(len(steps), 0)
+        slots = torch.tensor(table.slots).repeat(len(angles))
+        steering = table.steering(slots, torch.ones(len(slots)))
+        exact = reference.steer_rows(h, steering, torch.float64)
+        out = triton_ops.steer(h, steering).double()
+        norm, p = h.double().norm(dim=-1), h.double() @ axis.double()
+        sine = (1 - (p / norm) ** 2).sqrt()
+        t = torch.tensor(steps).double().repeat(len(angles))
+        # A small step has small coefficients.
+        bound = 2.0**-21 * (1 + 1 / sine) * norm * t.abs().clamp(max=1.0)
+        bound = bound[:, None] + testing.ulp(exact, torch.float32)
+        error = (out - exact).abs()
+        assert (out != h).any(-1)[t.abs() > 1e-3].all()
+        assert (error <= bound).all(), (error / bound).max()
+
+    def test_nan_is_not_clamped_away(self) -> None:
+        """A NaN of h reaches all that its dots write, floors and ceilings too, as in the reference."""
+        table = testing.Table(16)
+        v, w = (table.row(torch.randn(16)) for _ in "vw")
+        for recipe in (recipes.floor, recipes.ceiling, recipes.clamp):
+            table.slot(None, [recipes.replace(recipe(v, 1.0)[0], target=w)])
+        h = torch.randn(3, 16)
+        h[:, 5] = torch.nan
+        steering = table.steering(torch.tensor(table.slots), torch.ones(3))
+        assert reference.steer(h, steering).isnan().all()
+        assert triton_ops.steer(h, steering).isnan().all()
+
+    @pytest.mark.parametrize("order", ["hf", "fp32"])
+    def test_rows_off_the_alignment(self, order: reference.NormOrder) -> None:
+        """Views whose rows do not start where the kernel's accesses may; beside them nothing changes."""
+        case = next(testing.cases([torch.float16], [64], [5]))
+        x, residual, weight, eps, steering, _ = case.arguments
+        expected = triton_ops.steer_add_rms_norm(x, residual, weight, eps, steering, order)
+        wide = torch.full((3, 5, 70), 9.0, dtype=torch.float16)
+        views = [wide[i, :, 1 + 2 * i : 65 + 2 * i] for i in range(3)]
+        for view, rows_of in zip(views, (x, residual, case.h), strict=True):
+            view.copy_(rows_of)
+        shifted = torch.empty(65, dtype=weight.dtype)[1:].copy_(weight)
+        found = triton_ops.steer_add_rms_norm(*views[:2], shifted, eps, steering, order)
+        triton_ops.steer_add_rms_norm_(*views[:2], weight, eps, steering, order)
+        triton_ops.steer_(views[2], steering)
+        for stream, normed in (found, (views[1], views[0])):
             assert_same_bits(stream, expected[0])
             assert_same_bits(normed, expected[1])
-        assert (wide_x[:, :2] == 9).all()
-        assert (wide_x[:, -1] == 9).all()
-        assert (wide_residual[:, D:] == 9).all()
-
-    def test_any_shape(self) -> None:
-        """[D], [1, 5, D] and a layout without rows at one stride, which is copied."""
-        x, residual = rows(6, 64, torch.float16)
-        weight = torch.ones(64, dtype=torch.float16)
-        kinds = ("none",) * 6
-        steering = steering_of(residual + x, kinds)
-        stream, normed = triton_ops.steer_add_rms_norm(x, residual, weight, EPS, steering)
-        across = residual.view(3, 2, 64).transpose(0, 1).contiguous().transpose(0, 1)
-        columns = x.t().contiguous().t().view(3, 2, 64)
-        found = triton_ops.steer_add_rms_norm(columns, across, weight, EPS, steering)
-        assert found[0].shape == found[1].shape == (3, 2, 64)
-        assert found[0].is_contiguous()
-        assert_same_bits(found[0].view(6, 64), stream)
-        assert_same_bits(found[1].view(6, 64), normed)
-        one = triton_ops.add_rms_norm(x[0], residual[0], weight, EPS)
-        assert_same_bits(one[0], residual[0] + x[0])
-
-    @pytest.mark.parametrize("shape", [(0, 64), (2, 0, 64), (3, 0)])
-    def test_nothing_to_do(self, shape: tuple[int, ...]) -> None:
-        x, count, D = torch.empty(shape), torch.Size(shape[:-1]).numel(), shape[-1]
-        steering = Steering(
-            torch.zeros(count, dtype=torch.int32),
-            torch.ones(count),
-            torch.zeros(1, 4, dtype=torch.int32),
-            torch.zeros(1, D),
-        )
-        stream, normed = triton_ops.steer_add_rms_norm(x, x, torch.ones(D), EPS, steering)
-        assert stream.shape == normed.shape == shape
-        triton_ops.steer_add_rms_norm_(x, x.clone(), torch.ones(D), EPS, steering)
+        assert_same_bits(views[2], expected[0])
+        for i in range(3):
+            assert (wide[i, :, : 1 + 2 * i] == 9).all()
+            assert (wide[i, :, 65 + 2 * i :] == 9).all()
 
     def test_arguments_that_do_not_fit(self) -> None:
+        """Each is refused in a few words, for which ``explain`` has more."""
+        kinds = ("none", "none")
         x, residual = rows(2, 64, torch.float16)
         weight = torch.ones(64, dtype=torch.float16)
-        good = steering_of(residual + x, ("none", "none"))
-        bad = {
-            "row_slot": good.row_slot.long(),
-            "row_gain": good.row_gain[:1],
-            "records": good.records.repeat(1, 2)[:, :4],
-            "bank": good.bank[:, 1:],
-        }
-        for name, value in bad.items():
-            with pytest.raises(RuntimeError, match=name):
-                triton_ops.steer_add(x, residual, good._replace(**{name: value}))
-        with pytest.raises(RuntimeError, match="x must look like residual"):
-            triton_ops.steer_add(x[:1], residual, good)
-        with pytest.raises(RuntimeError, match="weight must be"):
-            triton_ops.add_rms_norm(x, residual, weight[1:], EPS)
-        with pytest.raises(RuntimeError, match="dtype of the stream"):
-            triton_ops.add_rms_norm_(x, residual, weight.float(), EPS)
-        with pytest.raises(RuntimeError, match="contiguous"):
-            triton_ops.add_rms_norm_(x.t().contiguous().t(), residual, weight, EPS)
+        good = steering_of(residual + x, kinds, 1)
+        overlapping = torch.empty(128, dtype=torch.float16).as_strided((2, 64), (32, 1))
+        columns = x.t().contiguous().t()
+        meta = {name: tensor.to("meta") for name, tensor in good._asdict().items()}
+        refused = [
+            *({"steering": good._replace(**{name: value})} for name, value in meta.items()),
+            {"steering": good._replace(row_slot=good.row_slot.long())},
+            {"steering": good._replace(row_slot=good.row_slot.repeat_interleave(2)[::2])},
+            {"steering": good._replace(row_gain=good.row_gain[:1])},
+            {"steering": good._replace(records=good.records.repeat(1, 2)[:, :4])},
+            {"steering": good._replace(records=good.records[:, :2])},
+            {"steering": good._replace(records=good.records[0, 0])},
+            {"steering": good._replace(reads=good.reads.float())},
+            {"steering": good._replace(reads=good.reads[:, :8])},
+            {"steering": good._replace(reads=good.reads[0])},
+            {"steering": good._replace(bank=good.bank[:, 1:])},
+            {"steering": good._replace(bank=good.bank.double())},
+            {"x": x[:1]},
+            {"x": x.float()},
+            {"x": x.to("meta")},
+            {"residual": residual.double(), "x": x.double()},
+            {"residual": residual[0, 0], "x": x[0, 0]},
+            {"weight": weight[1:]},
+            {"weight": weight.bfloat16()},
+            {"weight": weight.to("meta")},
+            {"weight": torch.ones(128, dtype=torch.float16)[::2]},
+            {"weight": weight.float(), "in_place": True},
+            {"x": columns, "in_place": True},
+            {"residual": columns, "in_place": True},
+            {"x": overlapping, "in_place": True},
+            {"residual": overlapping, "in_place": True},
+            {"residual": overlapping, "x": None, "weight": None, "in_place": True},
+        ]
+        for changed in refused:
+            given = {"x": x, "residual": residual, "weight": weight, "steering": good}
+            given |= {"in_place": False} | changed
+            in_place, there = given["in_place"], given["x"] is not None
+            op = "steer_add_rms_norm" if there else "steer"
+            names = ("x", "residual", "weight", "steering") if there else ("residual", "steering")
+            arguments = [given[name] for name in names]
+            if there:
+                arguments.insert(3, EPS)
+            op += "_" * in_place
+            with pytest.raises(RuntimeError):
+                getattr(triton_ops, op)(*arguments)
+            with pytest.raises(ValueError, match=f"^{op}: "):
+                explain(op, given.pop("residual"), **given)
+        with pytest.raises(ValueError, match="norm_order"):
+            triton_ops.add_rms_norm(x, residual, weight, EPS, "vllm")
+        with pytest.raises(ValueError, match="requires grad"):
+            triton_ops.steer_(x.clone().requires_grad_(), good)
 
 
 class TestCompiled:
-    """What ptxas made of the kernel with everything switched on, for machines that are not here."""
+    """What ptxas made of the kernel, for machines that are not here."""
 
     __test__ = not INTERPRETED
 
-    @pytest.mark.parametrize(
-        ("dtype", "weight"), [("bf16", "bf16"), ("bf16", "fp32"), ("fp32", "fp32")]
-    )
-    @pytest.mark.parametrize("D", [576, 4096, 8192])
-    @pytest.mark.parametrize("capability", [80, 90, 100])
-    def test_no_spills(self, capability: int, D: int, dtype: str, weight: str) -> None:
-        from steerfast.kernels.steer_add_rms_norm import Config
-
-        config = Config.for_width(D)
-        ptx, usage = compiled(capability, D, dtype, weight, config.options)
-        told = f"sm_{capability} D={D} {dtype}/{weight} num_warps={config.num_warps}: {usage}"
-        assert not spilled(usage), told
-        # 80 registers let three blocks of 256 threads share a multiprocessor's 65536.
-        assert usage["REG"] <= 80, told
-        accesses = re.findall(r"(?:ld|st)\.global\.\S+", ptx)
-        assert "ld.global.v4.b32" in accesses, told
-        assert "st.global.v4.b32" in accesses, told
-        # Nothing fused, nothing approximate. (sm_80 adds and multiplies bf16 by fma.rn.bf16, exactly.)
-        assert "fma.rn.f32" not in ptx
-        assert not re.search(r"\.approx|\.ftz|div\.full", ptx)
-
-    @pytest.mark.parametrize("absent", ["X", "NORM", "STEERING", "X, NORM"])
-    def test_every_form_compiles(self, absent: str) -> None:
-        from steerfast.kernels.steer_add_rms_norm import Config
-
-        options = Config.for_width(576).options
-        _, usage = compiled(90, 576, "bf16", "bf16", options, absent.split(", "))
-        assert not spilled(usage), usage
+    def test_registers(self) -> None:
+        """No form spills, for any architecture; and the committed report is what this Triton gives."""
+        triton_registers = script("triton_registers")
+        found = [triton_registers.line(row) for row in triton_registers.rows()]
+        for line in found:
+            spills = re.findall(r"\d+: \d+, (\d+), \d+", line)
+            assert len(spills) == 3, line
+            assert set(spills) == {"0"}, line
+        committed = triton_registers.REPORT.read_text(encoding="utf-8")
+        version = re.search(r"Triton (\S+) ships", committed).group(1)
+        if version != triton_registers.triton.__version__:
+            pytest.skip(f"the report is of Triton {version}")
+        assert triton_registers.report() == committed, "run benchmarks/triton_registers.py"
 
     def test_the_gauge_sees_spills(self) -> None:
-        _, usage = compiled(
-            90, 4096, "bf16", "bf16", {"num_warps": 8, "enable_fp_fusion": False, "maxnreg": 24}
-        )
-        assert spilled(usage), usage
+        triton_registers = script("triton_registers")
+        form = triton_registers.FORMS["steer_add_rms_norm, additive"]
+        compiled = triton_registers.compiled("sm_90", 4096, "bf16", "bf16", form, maxnreg=24)
+        assert compiled.usage.spills > 0, compiled.usage
+
+    @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+    @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+    def test_instructions(self, arch: str, dtype: str) -> None:
+        """16-byte accesses; nothing fused, nothing approximate but the exponential of a sigmoid; 64-bit row
+        offsets."""
+        triton_registers = script("triton_registers")
+        for form in triton_registers.FORMS.values():
+            compiled = triton_registers.compiled(arch, 4096, dtype, dtype, form)
+            ptx = compiled.ptx
+            accesses = {
+                re.sub(r"\.L\d::\w+", "", a) for a in re.findall(r"(?:ld|st)\.global\S+", ptx)
+            }
+            assert "ld.global.v4.b32" in accesses
+            assert "st.global.v4.b32" in accesses
+            # sm_80 adds and multiplies bf16 by fma.rn.bf16, exactly.
+            assert not re.search(r"fma\.rn\.f(32|64)", ptx)
+            approximate = re.findall(r"\S*(?:\.approx|\.ftz|div\.full)\S*", ptx)
+            assert approximate == ["ex2.approx.f32"] * form.with_reads
+            places = re.findall(r"arith\.muli %\S+, (%\S+) : i32", compiled.ttgir)
+            assert set(places) <= {"%c12_i32"}, "a 32-bit product that is not a place in a program"
 
     def test_fusion_would_be_seen(self) -> None:
-        ptx, _ = compiled(90, 4096, "fp32", "fp32", {"num_warps": 8, "enable_fp_fusion": True})
-        assert "fma.rn.f32" in ptx
+        triton_registers = script("triton_registers")
+        compiled = triton_registers.compiled("sm_90", 4096, "fp32", "fp32", enable_fp_fusion=True)
+        assert "fma.rn.f32" in compiled.ptx
+        assert "fma.rn.f64" in compiled.ptx
 
-    def test_every_lane_has_its_own_elements(self) -> None:
-        """In place, an element held by two warps could be read by one after the other has written it."""
-        from steerfast.kernels.steer_add_rms_norm import Config
+    @pytest.mark.parametrize("D", [100, 576, 1001, 4096])
+    def test_all_forms_sum_in_the_same_order(self, D: int) -> None:
+        """The elements of a thread are the same, so that a row gets the same bits from every op, beside
+        any steering, with a weight of any dtype."""
+        triton_registers = script("triton_registers")
+        for dtype, weights in (("bf16", ("bf16", "fp32")), ("fp32", ("fp32",))):
+            layouts = set()
+            for form in triton_registers.FORMS.values():
+                for weight in weights:
+                    compiled = triton_registers.compiled("sm_90", D, dtype, weight, form)
+                    layouts |= summed_layouts(compiled.ttgir, D)
+            assert len(layouts) == 1, (D, dtype, layouts)
 
-        for D in range(1, 20000):
-            config = Config.for_width(D)
-            assert config.BLOCK_D >= D
-            assert config.num_warps == 1 or 32 * config.num_warps <= config.BLOCK_D
-
-
-def spilled(usage: dict[str, int]) -> bool:
-    """Eight bytes of frame are no spill: the ptxas of triton 3.7.1 reserves them in one sm_100 form that
-    uses 56 of the 255 registers it could have."""
-    return usage["STACK"] > 8 or usage["LOCAL"] > 0
-
-
-# The pointers that a launch passes as None.
-PARTS = {
-    "X": ("x_ptr",),
-    "NORM": ("weight_ptr", "normed_ptr"),
-    "STEERING": ("row_slot_ptr", "row_gain_ptr", "records_ptr", "bank_ptr"),
-}
+    def test_the_check_sees_another_order(self) -> None:
+        triton_registers = script("triton_registers")
+        layouts = set()
+        for D in (576, 577):
+            compiled = triton_registers.compiled("sm_90", D, "bf16", "bf16")
+            layouts |= summed_layouts(compiled.ttgir, D)
+        assert len(layouts) == 2
 
 
-def compiled(
-    capability: int,
-    D: int,
-    dtype: str,
-    weight: str,
-    options: dict[str, int | bool],
-    absent: Sequence[str] = (),
-) -> tuple[str, dict[str, int]]:
-    """The PTX, and the resources of the cubin that ptxas built from it: REG, STACK, SHARED, LOCAL."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+class TestLaunchTable:
+    __test__ = not INTERPRETED
 
-    from steerfast.kernels.steer_add_rms_norm import Config, steer_add_rms_norm_kernel
+    def test_what_is_committed(self) -> None:
+        """Every architecture, element size and D has an entry, and says where it comes from."""
+        tune = script("tune_triton")
+        table = json.loads(tune.TABLE.read_text(encoding="utf-8"))
+        for arch in tune.ARCHS:
+            part = table["architectures"][arch]
+            assert part.pop("chosen_from").startswith(("compiler reports", "timings on"))
+            for bits in ("16", "32"):
+                assert set(part[bits]) == {str(D) for D in tune.WIDTHS}
 
-    constants = {"D": D, "BLOCK_D": Config.for_width(D).BLOCK_D}
-    constants |= {f"HAS_{part}": part not in absent for part in PARTS}
-    constants |= {name: None for part in absent for name in PARTS[part]}
-    pointers = dict.fromkeys(("x_ptr", "residual_ptr", "stream_ptr"), dtype)
-    pointers |= {"weight_ptr": weight, "normed_ptr": weight, "bank_ptr": "fp32"}
-    pointers |= {"row_slot_ptr": "i32", "row_gain_ptr": "fp32", "records_ptr": "i32"}
-    signature, attributes = {}, {}
-    for i, name in enumerate(steer_add_rms_norm_kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in pointers:
-            signature[name] = "*" + pointers[name]
-        else:
-            signature[name] = "fp32" if name == "eps" else "i32"
-        # What a launch finds out by itself: allocations, and strides of these widths, divide by 16.
-        if signature[name][0] == "*" or (name.endswith("_stride") and name != "records_stride"):
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(steer_add_rms_norm_kernel, signature, constants, attributes)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(kernel.asm["cubin"])
-        cubin.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin.name]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage = {name: int(n) for name, n in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", told)}
-    assert set(usage) == {"REG", "STACK", "SHARED", "LOCAL"}, told
-    return kernel.asm["ptx"], usage
+    def test_the_script_chooses_what_is_committed(self) -> None:
+        tune = script("tune_triton")
+        table = json.loads(tune.TABLE.read_text(encoding="utf-8"))
+        part = table["architectures"]["sm_90"]
+        if table["triton"] != tune.triton.__version__ or part["chosen_from"] != tune.BY_COMPILER:
+            pytest.skip("chosen by another Triton, or by timing")
+        assert tune.by_compiler("sm_90", 4096, 16) == part["16"]["4096"]
+
+    @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "sm_120", "cpu"])
+    @pytest.mark.parametrize("element_size", [2, 4])
+    def test_every_width(self, arch: str, element_size: int) -> None:
+        """One number of warps for both forms; every lane has its own elements: in place, one held by two
+        warps could be read by one after the other has written it."""
+        from steerfast.kernels.launch_table import config_for
+
+        for D in [*range(1, 2100), *range(2100, 40000, 97)]:
+            both = [config_for(D, element_size, reads, arch) for reads in (False, True)]
+            assert both[0].num_warps == both[1].num_warps
+            for config in both:
+                assert config.BLOCK_D >= D
+                assert config.num_warps == 1 or 32 * config.num_warps <= config.BLOCK_D
+
+    def test_the_nearest_size(self) -> None:
+        from steerfast.kernels.launch_table import Config, config_for, rule
+
+        table = json.loads((ROOT / "kernels" / "tables" / "launch.json").read_text())
+        entries = table["architectures"]["sm_90"]["16"]
+        for D, entry in ((4096, "4096"), (4000, "4096"), (3500, "3072"), (2049, "3072")):
+            config = config_for(D, 2, True, "sm_90")
+            wanted = entries[entry]
+            assert config == Config(4096, wanted["num_warps"], wanted["maxnreg"]["with_reads"])
+        assert config_for(100, 2, True, "sm_90") == Config(128, rule(128))
+        assert config_for(4096, 2, True, "sm_75") == Config(4096, rule(4096))
+
+
+def script(name: str) -> ModuleType:
+    """A module of benchmarks/. They import triton, so not before it is known to be there."""
+    if str(ROOT / "benchmarks") not in sys.path:
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+    return importlib.import_module(name)
+
+
+def summed_layouts(ttgir: str, D: int) -> set[str]:
+    """How the D elements of a row, padded, lie in the threads that add them up."""
+    block = 1 << (D - 1).bit_length()
+    defined = dict(re.findall(r"^(#\w+) = (#ttg\.\w+<\{.*\}>)$", ttgir, re.MULTILINE))
+    used = re.findall(rf"tt\.reshape %\S+ allow_reorder : tensor<{block}xf\d\d, (#\w+)>", ttgir)
+    return {defined[name] for name in used}
