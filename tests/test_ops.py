@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from steerfast import backends, ops, reference, testing
 from steerfast.errors import SteerfastError
+from steerfast.records import GateKind, Op, Read
 from steerfast.reference import Steering
+from steerfast.testing import ulp
 
 ISAS = ("avx512", "avx2", "baseline")
-CASES = {case.id: case for case in testing.cases()}
+CASES = {  # one with a bit of everything for every dtype; test_conformance.py has the others
+    case.id: case
+    for case in testing.cases(widths=(63, 576), rows=(5, 64))
+    if case.family == "mixed"
+}
+NO_READS = torch.zeros(0, 16, 12, dtype=torch.int32)
 
 
 def built() -> list[str]:
@@ -38,20 +47,20 @@ def backend(request):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_within_tolerance_of_float64(backend, case):
-    case.check(*backend.steer_add_rms_norm(*case_arguments(case)))
-    case.check(backend.steer_add(case.x, case.residual, case.steering))
-    case.check(*backend.steer_rms_norm(case.h, case.weight, case.eps, case.steering))
-    case.check(backend.steer(case.h, case.steering))
-
-
-def case_arguments(case):
-    return case.x, case.residual, case.weight, case.eps, case.steering
+def test_the_ops_are_parts_of_one(backend, case):
+    """Within tolerance of float64, and what has less to do gives the same bits."""
+    stream, normed = backend.steer_add_rms_norm(*case.arguments)
+    case.check(stream, normed)
+    assert torch.equal(backend.steer_add(case.x, case.residual, case.steering), stream)
+    assert torch.equal(backend.steer(case.h, case.steering), stream)
+    again = backend.steer_rms_norm(case.h, case.weight, case.eps, case.steering, case.norm_order)
+    assert torch.equal(again[0], stream)
+    assert torch.equal(again[1], normed)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_unsteered_rows_keep_the_bits_of_eager_addition(backend, case):
-    stream, _ = backend.steer_add_rms_norm(*case_arguments(case))
+    stream, _ = backend.steer_add_rms_norm(*case.arguments)
     idle = ~case.active
     assert torch.equal(stream[idle], case.h[idle])
     plain, _ = backend.add_rms_norm(case.x, case.residual, case.weight, case.eps)
@@ -75,76 +84,135 @@ def test_norm_is_llamas_up_to_the_order_of_one_sum(backend, dtype):
         assert (normed != wanted).float().mean() < 1e-4
 
 
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
-def test_every_instruction_set_gives_the_same_bits(dtype):
+def test_the_float32_order_of_the_norm_rounds_once(backend, dtype, wide):
+    torch.manual_seed(0)
+    stream = (3 * torch.randn(64, 576)).to(dtype)
+    weight = (1 + 0.1 * torch.randn(576)).to(torch.float32 if wide else dtype)
+    _, normed = backend.add_rms_norm(torch.zeros_like(stream), stream, weight, 1e-5, "fp32")
+    exact = reference.rms_norm(stream, weight, 1e-5, "fp32", torch.float64)
+    assert normed.dtype == weight.dtype
+    spacing = 0.5 * ulp(exact, weight.dtype) + 2.0**-21 * exact.abs()
+    assert ((normed.double() - exact).abs() <= spacing).all()
+    _, twice = backend.add_rms_norm(torch.zeros_like(stream), stream, weight, 1e-5)
+    assert torch.equal(normed, twice) == (dtype is torch.float32)
+
+
+def test_every_instruction_set_gives_the_same_bits():
+    """Every operator, gate, finish, dtype and order of the norm; widths with and without a short block."""
     if "avx512" not in built():
         pytest.skip("no compiled CPU kernel")
-    before, results = torch.ops.steerfast.cpu_isa(), {}
-    for case in testing.cases([dtype], widths=(7, 63, 576, 1025), rows=(64,)):
+    before, count = torch.ops.steerfast.cpu_isa(), 0
+    for case in testing.cases():
+        results = {}
         for isa in ISAS:
             try:
                 backends.select_cpu_isa(isa)
             except SteerfastError:
                 continue
-            results[isa] = ops.steer_add_rms_norm(*case_arguments(case))
+            results[isa] = ops.steer_add_rms_norm(*case.arguments)
         backends.select_cpu_isa(before)
         for isa, pair in results.items():
             assert all(map(torch.equal, pair, results["baseline"])), f"{isa} differs in {case.id}"
+        count += 1
+    assert count > 200
 
 
-def test_a_row_does_not_depend_on_its_batch(backend):
+# Whatever a kernel makes of it, no neighbour may show: three slots in turn, all rows alike, gains that
+# switch rows off. 601 rows are shared out over threads, and D = 576 has whole blocks only, 100 a short one.
+@pytest.mark.parametrize("width", [100, 576])
+def test_a_row_does_not_depend_on_its_batch(backend, width):
     """Bitwise: neighbours, batch size (and so the number of threads), slot mix."""
-    case = next(testing.cases([torch.bfloat16], widths=[576], rows=[600]))
-    stream, normed = backend.steer_add_rms_norm(*case_arguments(case))
-    order = torch.randperm(600, generator=torch.Generator().manual_seed(1))
-    slot, gain, records, bank = case.steering
-    shuffled = Steering(slot[order], gain[order], records, bank)
-    again = backend.steer_add_rms_norm(
-        case.x[order], case.residual[order], case.weight, case.eps, shuffled
-    )
-    assert torch.equal(again[0], stream[order])
-    assert torch.equal(again[1], normed[order])
     if backend is reference:
-        return  # torch's own mean() picks its summation order by the number of rows
-    for row in range(0, 600, 37):
-        one = Steering(slot[row : row + 1], gain[row : row + 1], records, bank)
-        alone = backend.steer_add_rms_norm(
-            case.x[row : row + 1], case.residual[row : row + 1], case.weight, case.eps, one
-        )
-        assert torch.equal(alone[0][0], stream[row])
-        assert torch.equal(alone[1][0], normed[row])
+        pytest.skip("torch's own sums pick their order by the number of rows")
+    generator = torch.Generator().manual_seed(width)
+    count, steering = 601, everything(width, generator)
+    slot = torch.randint(-1, 3, (count,), generator=generator, dtype=torch.int32)
+    slot[:200] = torch.arange(200) // 7 % 3  # runs of an odd length: pairs and single rows
+    gain = torch.tensor([1.0, 1.0, 0.0, -0.7])
+    gain = gain[torch.randint(4, (count,), generator=generator)]
+    x, residual = torch.randn(2, count, width, generator=generator).bfloat16()
+    weight = torch.randn(width, generator=generator).bfloat16()
+
+    def run(rows):
+        routed = steering._replace(row_slot=slot[rows], row_gain=gain[rows])
+        return backend.steer_add_rms_norm(x[rows], residual[rows], weight, 1e-5, routed)
+
+    stream, normed = run(torch.arange(count))
+    order = torch.randperm(count, generator=generator)
+    for rows in (order, slot.argsort(), *(order[n : n + 1] for n in range(0, count, 37))):
+        again = run(rows)
+        assert torch.equal(again[0], stream[rows])
+        assert torch.equal(again[1], normed[rows])
+
+
+def everything(width, generator):
+    """Three slots: a delta; every operator and gate there is; one read and a finish. Routes are left out."""
+    bank = torch.randn(8, width, generator=generator)
+    bank = bank / bank.norm(dim=-1, keepdim=True)
+    reads = [
+        Read(op, place % 8, (place + 1) % 8, place // 2, GateKind(place % 4), (place + 3) % 9, 0.4)
+        for place, op in enumerate(Op)
+    ]
+    one = [Read(Op.AFFINE, 2, 2, slope=-1.0)]
+    programs = [program + [Read(Op.KEY)] * (16 - len(program)) for program in (reads, one)]
+    return Steering(
+        torch.zeros(0, dtype=torch.int32),
+        torch.zeros(0),
+        torch.tensor([[0, 0, 0, 0], [1, 0, 0, 9], [-1, 1, 1, 1]], dtype=torch.int32),
+        torch.tensor([[read.words() for read in program] for program in programs]).int(),
+        bank,
+    )
 
 
 def test_in_place_equals_functional(backend):
-    for case in testing.cases(widths=(63, 576), rows=(5,)):
-        stream, normed = backend.steer_add_rms_norm(*case_arguments(case))
+    for case in CASES.values():
+        if case.weight.dtype != case.x.dtype:
+            continue
+        stream, normed = backend.steer_add_rms_norm(*case.arguments)
         x, residual = case.x.clone(), case.residual.clone()
-        backend.steer_add_rms_norm_(x, residual, case.weight, case.eps, case.steering)
+        norm = (case.weight, case.eps)
+        backend.steer_add_rms_norm_(x, residual, *norm, case.steering, case.norm_order)
         assert torch.equal(residual, stream)
         assert torch.equal(x, normed)
+        h = case.h.clone()
+        backend.steer_(h, case.steering)
+        assert torch.equal(h, stream)
         x, residual = case.x.clone(), case.residual.clone()
-        backend.add_rms_norm_(x, residual, case.weight, case.eps)
-        wanted = backend.add_rms_norm(case.x, case.residual, case.weight, case.eps)
+        backend.add_rms_norm_(x, residual, *norm, case.norm_order)
+        wanted = backend.add_rms_norm(case.x, case.residual, *norm, case.norm_order)
         assert torch.equal(residual, wanted[0])
         assert torch.equal(x, wanted[1])
 
 
+def test_in_place_wants_rows_of_their_own():
+    case = next(testing.cases([torch.float32], widths=[63], rows=[5]))
+    shared = case.h[:1].expand(5, 63)
+    with pytest.raises(ValueError, match="not overlapping"):
+        ops.steer_(shared, case.steering)
+    weight = case.weight.float()
+    with pytest.raises(ValueError, match="not overlapping"):
+        ops.steer_add_rms_norm_(case.x.clone(), shared, weight, case.eps, case.steering)
+    with pytest.raises(ValueError, match="not overlapping"):
+        ops.steer_add_rms_norm_(shared, case.h.clone(), weight, case.eps, case.steering)
+
+
 def test_shapes_strides_and_alignment(backend):
     case = next(testing.cases([torch.bfloat16], widths=[100], rows=[6]))
-    wanted = backend.steer_add_rms_norm(*case_arguments(case))
+    assert (case.steering.records[case.steering.row_slot[case.active].long(), 3] > 0).any()
+    wanted = backend.steer_add_rms_norm(*case.arguments)
     wide = torch.zeros(6, 240, dtype=torch.bfloat16)
     wide[:, 3:103], wide[:, 111:211] = case.x, case.residual  # rows at stride 240, unaligned
-    strided = backend.steer_add_rms_norm(
-        wide[:, 3:103], wide[:, 111:211], case.weight, case.eps, case.steering
-    )
+    strided = backend.steer_add_rms_norm(wide[:, 3:103], wide[:, 111:211], *case.arguments[2:])
     assert all(map(torch.equal, strided, wanted))
     cube = backend.steer_add_rms_norm(
-        case.x.view(2, 3, 100), case.residual.view(2, 3, 100), *case_arguments(case)[2:]
+        case.x.view(2, 3, 100), case.residual.view(2, 3, 100), *case.arguments[2:]
     )
     assert cube[0].shape == (2, 3, 100)
     assert torch.equal(cube[1].view(6, 100), wanted[1])
     columns = backend.steer_add_rms_norm(
-        case.x.t().contiguous().t(), case.residual, *case_arguments(case)[2:]
+        case.x.t().contiguous().t(), case.residual, *case.arguments[2:]
     )
     assert all(map(torch.equal, columns, wanted))
     swapped = case.x.view(2, 3, 100).transpose(0, 1)  # rows at no single stride
@@ -204,7 +272,8 @@ def test_preserve_and_shrink_keep_the_length(backend):
     def steer(delta, finish):
         records = torch.tensor([[delta, finish, 0, 0]], dtype=torch.int32)
         return backend.steer(
-            h[:1], Steering(torch.zeros(1, dtype=torch.int32), torch.ones(1), records, bank)
+            h[:1],
+            Steering(torch.zeros(1, dtype=torch.int32), torch.ones(1), records, NO_READS, bank),
         )[0]
 
     torch.testing.assert_close(steer(0, 1), torch.tensor([8.0, 4.0, 0.0]) * 5 / 80**0.5)
@@ -242,15 +311,17 @@ def test_gradients_flow_through_the_public_ops():
 @pytest.mark.parametrize("name", list(ops._SCHEMAS))
 def test_opcheck(name):
     case = next(testing.cases([torch.bfloat16], widths=[63], rows=[5]))
-    x, residual, weight, eps, steering = case_arguments(case)
+    x, residual, weight, eps, steering, _ = case.arguments_on("cpu")
+    norm = (weight.to(x.dtype), eps, False)
     arguments = {
-        "add_rms_norm": (x, residual, weight, eps),
-        "add_rms_norm_": (x.clone(), residual.clone(), weight, eps),
-        "steer_add_rms_norm": (x, residual, weight, eps, *steering),
-        "steer_add_rms_norm_": (x.clone(), residual.clone(), weight, eps, *steering),
-        "steer_rms_norm": (residual, weight, eps, *steering),
+        "add_rms_norm": (x, residual, *norm),
+        "add_rms_norm_": (x, residual, *norm),
+        "steer_add_rms_norm": (x, residual, *norm, *steering),
+        "steer_add_rms_norm_": (x, residual, *norm, *steering),
+        "steer_rms_norm": (residual, *norm, *steering),
         "steer_add": (x, residual, *steering),
         "steer": (residual, *steering),
+        "steer_": (residual, *steering),
     }[name]
     torch.library.opcheck(getattr(torch.ops.steerfast, name).default, arguments)
 
@@ -262,17 +333,17 @@ def test_compiles_whole():
         assert all(
             map(
                 torch.equal,
-                compiled(*case_arguments(case)),
-                ops.steer_add_rms_norm(*case_arguments(case)),
+                compiled(*case.arguments),
+                ops.steer_add_rms_norm(*case.arguments),
             )
         )
 
 
 def wrong(case, **changes):
-    x, residual, weight, eps, steering = case_arguments(case)
-    parts = {"x": x, "residual": residual, "weight": weight, **steering._asdict(), **changes}
+    parts = {"x": case.x, "residual": case.residual, "weight": case.weight}
+    parts |= case.steering._asdict() | changes
     steering = Steering(*(parts[name] for name in Steering._fields))
-    return parts["x"], parts["residual"], parts["weight"], eps, steering
+    return parts["x"], parts["residual"], parts["weight"], case.eps, steering
 
 
 @pytest.mark.parametrize(
@@ -306,21 +377,51 @@ def test_arguments_that_do_not_fit(changes, message):
         ops.steer_add_rms_norm(*wrong(case, **changes))
 
 
-def test_a_slot_outside_the_table_is_an_error():
+GOOD = Read(Op.AFFINE, 0, 0, slope=1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slot": 3}, r"row_slot\[2\] is 3; there are slots 0..1"),
+        ({"record": [2, 0, 0, 1]}, r"records\[1\] names delta 2; the bank has 2 rows"),
+        ({"record": [0, 3, 0, 1]}, r"records\[1\] has finish 3"),
+        ({"record": [0, -1, 0, 1]}, r"records\[1\] has finish -1"),
+        ({"record": [0, 0, 1, 1]}, r"records\[1\] names program 1 of 1"),
+        ({"record": [0, 0, -1, 1]}, r"records\[1\] names program -1 of 1"),
+        ({"record": [0, 0, 0, 17]}, r"records\[1\] has 17 reads"),
+        ({"record": [0, 0, 0, -1]}, r"records\[1\] has -1 reads"),
+        ({"read": replace(GOOD, source=2)}, r"reads\[0, 1\] has source 2; the bank has 2 rows"),
+        ({"read": replace(GOOD, target=2)}, r"reads\[0, 1\] has target 2; the bank has 2 rows"),
+        ({"read": replace(GOOD, partner=2)}, r"has partner 2; its program has 2 reads"),
+        ({"read": replace(GOOD, key=2)}, r"has key 2; its program has 2 reads"),
+        ({"read": replace(GOOD, op=9)}, r"reads\[0, 1\] has operator 9"),
+        ({"read": replace(GOOD, op=-1)}, r"reads\[0, 1\] has operator -1"),
+        ({"read": replace(GOOD, gate=4)}, r"reads\[0, 1\] has operator 1 and gate 4"),
+    ],
+)
+def test_what_is_not_in_the_table_is_an_error(changes, message):
+    """Before any row is touched, in words, whatever the batch; the op itself names the argument."""
     if "avx512" not in built():
         pytest.skip("no compiled CPU kernel")
-    case = next(testing.cases([torch.float32], widths=[63], rows=[5]))
-    with pytest.raises(RuntimeError, match="outside its table"):
-        ops.steer_add_rms_norm(
-            *wrong(case, row_slot=torch.full((5,), 4, dtype=torch.int32), row_gain=torch.ones(5))
-        )
-    records = torch.tensor([[99, 0, 0, 0]] * 4, dtype=torch.int32)
-    with pytest.raises(RuntimeError, match="outside its table"):
-        ops.steer_add_rms_norm(
-            *wrong(
-                case,
-                records=records,
-                row_gain=torch.ones(5),
-                row_slot=torch.zeros(5, dtype=torch.int32),
-            )
-        )
+    slot = torch.zeros(600, dtype=torch.int32)
+    slot[2] = changes.get("slot", 1)
+    reads = [GOOD.words(), changes.get("read", GOOD).words()] + [[99] * 12] * 14
+    steering = Steering(
+        slot,
+        torch.ones(600),
+        torch.tensor([[0, 0, 0, 0], changes.get("record", [0, 0, 0, 2])], dtype=torch.int32),
+        torch.tensor([reads], dtype=torch.int32),
+        torch.ones(2, 64),
+    )
+    stream, normed = torch.ones(600, 64), torch.ones(600, 64)
+    with pytest.raises(ValueError, match=message):
+        ops.steer_add_rms_norm_(normed, stream, torch.ones(64), 1e-5, steering)
+    assert (stream == 1.0).all()
+    assert (normed == 1.0).all()
+    argument = message.partition("\\")[0].split(" ")[0]
+    argument = argument if argument in Steering._fields else "reads"
+    with pytest.raises(RuntimeError, match=f"{argument} names something"):
+        torch.ops.steerfast.steer(stream, *steering)
+    if "slot" not in changes:  # nobody goes there, so nobody minds
+        ops.steer(stream, steering._replace(row_slot=torch.zeros_like(slot)))

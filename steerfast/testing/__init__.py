@@ -1,8 +1,12 @@
 """Conformance: cases and laws that every backend is held to, for the tests and for anybody who writes another.
 
-for case in cases():
-    stream, normed = my_backend.steer_add_rms_norm(*case.arguments)
-    case.check(stream, normed)
+    for case in cases():
+        stream, normed = my_backend.steer_add_rms_norm(*case.arguments)
+        case.check(stream, normed)
+    for law in (LAWS | EXACT_LAWS).values():
+        law(my_backend, dtype=torch.bfloat16, width=576)
+
+A backend is anything with the functions of ``steerfast.ops``, such as that module. Checks raise AssertionError.
 """
 
 from steerfast.testing.bounds import MARGIN, RELATIVE

@@ -83,7 +83,7 @@ def programs(maker: Maker) -> None:
 
 
 def sixteen(maker: Maker) -> None:
-    """Programs filled to the last place, which a plain read makes the last one matter."""
+    """Programs filled to the last place, which holds a clamp of its own."""
     for finish in FINISH_CODES:
         head = maker.program(11, MAX_READS - 1)
         while len(head) < MAX_READS - 1:

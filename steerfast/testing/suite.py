@@ -57,10 +57,12 @@ def cases(
 ) -> Iterator[Case]:
     """Conformance cases, a few hundred by default; the same for the same arguments, and built lazily.
 
-    First one case with a bit of everything for every dtype, width and number of rows. Then, for every
-    dtype, each family at three of the widths, norm orders and weights of both kinds in turn.
-    ``quick``: each family once or twice, in float32 and float16, narrow and with few rows: for interpreters.
-    Cases are cached and shared: do not write to their tensors.
+    First one case with a bit of everything for every dtype, width D and number of rows N. Then, for every
+    dtype, each family at three of the widths; norm orders, weights of T and of float32, and mixes of
+    slots in turn. ``quick``: each family once, narrow, with few rows, and not in bfloat16, which
+    Triton's interpreter does not round: for backends that take milliseconds a row.
+    Cases are cached and shared: do not write to their tensors. AssertionError where no rows can be
+    found that stay clear of every threshold by ``MARGIN``.
     """
     if quick:
         dtypes = [d for d in dtypes if d is not torch.bfloat16] or dtypes
