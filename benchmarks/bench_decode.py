@@ -18,7 +18,8 @@ import torch
 from steerfast.experiments.decode_speed import step_times
 from steerfast.models import find_decoder
 from steerfast.models.load import load_model
-from steerfast.plan import Plan, Term
+from steerfast.plan import Plan
+from steerfast.term import Term
 from steerfast.vector import SteeringVector
 
 SEED = 0

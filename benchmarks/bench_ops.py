@@ -1,10 +1,16 @@
-"""The fused ops against what eager Llama with a steering hook does, allocation included.
+"""The fused ops against what eager Llama with steering hooks does, allocation included.
 
-eager       residual + x in a module, a forward hook adding coefficient * vector, LlamaRMSNorm
-unsteered   steer_add_rms_norm, every row in slot -1
+eager       residual + x, the steering term by term in a forward hook, LlamaRMSNorm
+batched     the same with the terms as two matrix products, where there are several
+compiled    torch.compile of the reference
+unsteered   steer_add_rms_norm, every row in slot -1 of the same table
 steered     steer_add_rms_norm, every row in slot 0
 steered A/A the same again
+distinct    steer_add_rms_norm, rows in runs of 64 (N > 256) or one by one over up to 256 slots
 plain       add_rms_norm, which takes no steering arguments
+
+On a GPU: device time by graph replay over rotating inputs, per backend, with the bytes that the op must
+move as a share of a copy's bandwidth. On a CPU: wall time.
 """
 
 from __future__ import annotations
@@ -21,16 +27,22 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 sys.path.insert(0, str(Path(__file__).parent))
+import gpu_timing
 import harness
+import op_forms
 
-from steerfast import ops
+from steerfast import ops, reference, triton_ops
 from steerfast.reference import Steering
 
 SEED = 0
+EPS = 1e-5
 ROWS = (1, 16, 64, 512, 4096)
+GPU_ROWS = (1, 16, 64, 256, 1024, 4096, 16384)
 WIDTHS = (576, 4096)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-QUICK = [("bfloat16", 4096, rows) for rows in (1, 64)]
+DISTINCT = 256  # slots of ``distinct``
+RUN = 64  # rows of one request that follow each other there, where there are enough
+Case = tuple[str, str, int, int]  # form, dtype, D, N
 
 
 class ResidualAdd(torch.nn.Module):
@@ -40,60 +52,144 @@ class ResidualAdd(torch.nn.Module):
         return residual + x
 
 
-def versions(dtype: torch.dtype, width: int, rows: int) -> dict[str, Callable[[], Any]]:
+def versions(
+    form_name: str, dtype: torch.dtype, width: int, rows: int, device: str = "cpu", seed: int = SEED
+) -> dict[str, Callable[[], Any]]:
     """What is timed, on the same inputs; checked against each other first."""
-    torch.manual_seed(SEED)
-    x, residual = torch.randn(rows, width).to(dtype), (3 * torch.randn(rows, width)).to(dtype)
-    vector = torch.randn(width)
-    norm = LlamaRMSNorm(width, eps=1e-5).to(dtype)
-    weight = norm.weight.detach().normal_(1.0, 0.1)
-    slots = torch.zeros(rows, dtype=torch.int32)
-    records = torch.tensor([[0, 0, 0, 0]], dtype=torch.int32)
-    steering = Steering(slots, torch.ones(rows), records, 2.0 * vector[None])
-    idle = steering._replace(row_slot=slots - 1)
-    add = ResidualAdd()
-    steered_by_hook = vector.to(dtype)
-    add.register_forward_hook(lambda module, args, out: out + 2.0 * steered_by_hook)
+    generator = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(shape, generator=generator).to(device)  # noqa: E731
+    x, residual = normal(rows, width).to(dtype), (3 * normal(rows, width)).to(dtype)
+    norm = LlamaRMSNorm(width, eps=EPS).to(device, dtype)
+    weight = norm.weight.detach().copy_(1.0 + 0.1 * normal(width)).to(dtype)
+    form = op_forms.FORMS[form_name](width, dtype, device)
+    steering = op_forms.steering(form.plans, width, torch.zeros(rows, dtype=torch.long), device)
+    idle = steering._replace(row_slot=torch.full_like(steering.row_slot, -1))
 
-    def eager() -> Any:
-        stream = add(x, residual)
-        return stream, norm(stream)
+    def hooked(steer: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Any]:
+        add = ResidualAdd()
+        add.register_forward_hook(lambda module, args, out: steer(out))
 
-    def steered() -> Any:
-        return ops.steer_add_rms_norm(x, residual, weight, 1e-5, steering)
+        def eager() -> Any:
+            stream = add(x, residual)
+            return stream, norm(stream)
 
+        return eager
+
+    def fused(
+        steering: Steering, op: Callable[..., Any] = ops.steer_add_rms_norm
+    ) -> Callable[[], Any]:
+        return lambda: op(x, residual, weight, EPS, steering)
+
+    found: dict[str, Callable[[], Any]] = {"eager": hooked(form.eager)}
+    if form.batched is not None:
+        found["batched"] = hooked(form.batched)
+    found |= {
+        "unsteered": fused(idle),
+        "steered": fused(steering),
+        "steered A/A": fused(steering),
+        "plain": lambda: ops.add_rms_norm(x, residual, weight, EPS),
+    }
+    if rows > 1:
+        places = torch.arange(rows) // (RUN if rows > DISTINCT else 1) % DISTINCT
+        many = op_forms.FORMS[form_name](width, dtype, device, slots=int(places.max()) + 1)
+        found["distinct"] = fused(op_forms.steering(many.plans, width, places, device))
+    if device != "cpu":
+        found["triton unsteered"] = fused(idle, triton_ops.steer_add_rms_norm)
+        found["triton steered"] = fused(steering, triton_ops.steer_add_rms_norm)
+    _agree(found, residual)
+    return found
+
+
+def _agree(versions: dict[str, Callable[[], Any]], residual: torch.Tensor) -> None:
+    """Whatever steers by the same plan gives the same stream, up to the roundings of eager code."""
     with torch.inference_mode():
-        difference = (eager()[0].float() - steered()[0].float()).abs().max()
-        assert difference <= 2.0**-5 * residual.float().abs().max(), "the versions disagree"
+        wanted = versions["eager"]()[0].float()
+        for name in ("batched", "steered", "triton steered"):
+            if name in versions:
+                off = (versions[name]()[0].float() - wanted).abs().max()
+                assert off <= 2.0**-5 * residual.float().abs().max(), f"{name} disagrees with eager"
+
+
+def compiled(form_name: str, dtype: torch.dtype, width: int, rows: int) -> Callable[[], Any]:
+    """torch.compile of the reference, given no more reads than the form has."""
+    form = op_forms.FORMS[form_name](width, dtype, "cpu")
+    steering = op_forms.steering(form.plans, width, torch.zeros(rows, dtype=torch.long), "cpu")
+    used = int(steering.records[:, 3].max())
+    reads = steering.reads[: used > 0, : max(used, 1)].contiguous()
+    steering = steering._replace(reads=reads)
+    x, residual = torch.randn(rows, width).to(dtype), (3 * torch.randn(rows, width)).to(dtype)
+    weight = torch.ones(width, dtype=dtype)
+    torch._dynamo.reset()
+    function = torch.compile(reference.steer_add_rms_norm, fullgraph=True, dynamic=False)
+    return lambda: function(x, residual, weight, EPS, steering)
+
+
+def measure(cases: list[Case], rounds: int, *, with_compiled: bool) -> list[dict[str, Any]]:
+    """One result line per case: microseconds, and the ratios that bars are set on."""
+    lines = []
+    on_gpu = torch.cuda.is_available()
+    bandwidth = gpu_timing.copy_bandwidth() if on_gpu else None
+    floor = gpu_timing.launch_floor() if on_gpu else None
+    for form, dtype, width, rows in cases:
+        with torch.inference_mode():
+            if on_gpu:
+                times = _on_gpu(form, DTYPES[dtype], width, rows, rounds)
+            else:
+                found = versions(form, DTYPES[dtype], width, rows)
+                if with_compiled:
+                    found["compiled"] = compiled(form, DTYPES[dtype], width, rows)
+                times = harness.interleave(found, rounds=rounds)
+        line = {"bench": "ops", "form": form, "dtype": dtype, "D": width, "N": rows, "us": times}
+        line |= ratios(times)
+        if on_gpu:
+            moved = 4 * rows * width * DTYPES[dtype].itemsize
+            share = moved / (times["steered"]["median"] * 1e-6) / bandwidth
+            line |= {"bytes": moved, "of_copy": share, "copy": bandwidth, "launch_us": floor}
+        lines.append(line)
+        shown = "  ".join(f"{name} {time['median']:.1f}" for name, time in times.items())
+        print(f"{form:>9} {dtype} D={width} N={rows:<5} us: {shown}", file=sys.stderr)
+    return lines
+
+
+def _on_gpu(
+    form: str, dtype: torch.dtype, width: int, rows: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    sets = gpu_timing.sets_needed(2 * rows * width * dtype.itemsize)
+    found = [versions(form, dtype, width, rows, "cuda", seed) for seed in range(min(sets, 8))]
+    return gpu_timing.interleave(
+        {name: [one[name] for one in found] for name in found[0]}, rounds=rounds
+    )
+
+
+def ratios(times: dict[str, dict[str, float]]) -> dict[str, float]:
+    median = {name: time["median"] for name, time in times.items()}
+    pairs = {
+        "speedup_vs_eager": ("eager", "steered"),
+        "speedup_vs_batched": ("batched", "steered"),
+        "speedup_vs_compiled": ("compiled", "steered"),
+        "steered_over_unsteered": ("steered", "unsteered"),
+        "distinct_over_unsteered": ("distinct", "unsteered"),
+        "steered_over_plain": ("steered", "plain"),
+        "a_over_a": ("steered A/A", "steered"),
+    }
     return {
-        "eager": eager,
-        "unsteered": lambda: ops.steer_add_rms_norm(x, residual, weight, 1e-5, idle),
-        "steered": steered,
-        "steered A/A": lambda: ops.steer_add_rms_norm(x, residual, weight, 1e-5, steering),
-        "plain": lambda: ops.add_rms_norm(x, residual, weight, 1e-5),
+        name: median[above] / median[below]
+        for name, (above, below) in pairs.items()
+        if above in median
     }
 
 
-def measure(cases: list[tuple[str, int, int]], rounds: int) -> list[dict[str, Any]]:
-    lines = []
-    for dtype, width, rows in cases:
-        with torch.inference_mode():
-            times = harness.interleave(versions(DTYPES[dtype], width, rows), rounds=rounds)
-        median = {name: time["median"] for name, time in times.items()}
-        ratios = {
-            "speedup_vs_eager": median["eager"] / median["steered"],
-            "steered_over_unsteered": median["steered"] / median["unsteered"],
-            "steered_over_plain": median["steered"] / median["plain"],
-            "a_over_a": median["steered A/A"] / median["steered"],
-        }
-        lines.append({"bench": "ops", "dtype": dtype, "D": width, "N": rows, "us": times, **ratios})
-        shown = "  ".join(f"{name} {value:9.1f}" for name, value in median.items())
-        speedup, over = ratios["speedup_vs_eager"], ratios["steered_over_unsteered"]
-        print(
-            f"{dtype:>9} D={width} N={rows:<5} us: {shown}   x{speedup:.1f}  {over:.3f}",
-            file=sys.stderr,
-        )
-    return lines
+def collapsed(rows: int, rounds: int) -> dict[str, Any]:
+    """Sixteen constant vectors against one, in one run: k16_over_k1."""
+    with torch.inference_mode():
+        one = versions("additive", torch.bfloat16, 4096, rows)["steered"]
+        sixteen = versions("additive16", torch.bfloat16, 4096, rows)["steered"]
+        times = harness.interleave({"k1": one, "k16": sixteen, "k1 A/A": one}, rounds=rounds)
+    median = {name: time["median"] for name, time in times.items()}
+    found = {"bench": "ops_k", "dtype": "bfloat16", "D": 4096, "N": rows, "us": times}
+    found["k16_over_k1"] = median["k16"] / median["k1"]
+    found["a_over_a"] = median["k1 A/A"] / median["k1"]
+    return found
 
 
 def main() -> None:
@@ -102,43 +198,65 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
     parser.add_argument("--save", action="store_true", help="append to results/ops.jsonl")
     arguments = parser.parse_args()
-    cases = QUICK if arguments.quick else [(t, d, n) for t in DTYPES for d in WIDTHS for n in ROWS]
-    lines = [
-        {**line, **harness.setting(SEED)} for line in measure(cases, 15 if arguments.quick else 9)
+    on_gpu = torch.cuda.is_available()
+    rows = GPU_ROWS if on_gpu else ROWS
+    quick = [("additive", "bfloat16", 4096, n) for n in ((1, 64, 16384) if on_gpu else (1, 64))]
+    quick += [("mixed", "bfloat16", 4096, n) for n in (1, 64)]
+    full = [
+        (f, t, d, n) for f in ("additive", "mixed") for t in DTYPES for d in WIDTHS for n in rows
     ]
+    cases, rounds = (quick, 11) if arguments.quick else (full, 9)
+    lines = measure(cases, rounds, with_compiled=False)
+    if not (arguments.quick or on_gpu):
+        lines += measure(quick, rounds, with_compiled=True)
+    if not on_gpu:
+        lines += [collapsed(n, 25) for n in (1, 64)]
+    lines = [{**line, **harness.setting(SEED)} for line in lines]
     if arguments.save:
         print(f"appended to {harness.save('ops', lines)}", file=sys.stderr)
     if arguments.json:
-        found = {
-            f"N{line['N']}": line
-            for line in lines
-            if (line["dtype"], line["D"]) == ("bfloat16", 4096)
-        }
-        over = {name: line["steered_over_unsteered"] for name, line in found.items()}
-        print(
-            json.dumps(
-                {
-                    "speedup_vs_eager": {
-                        name: line["speedup_vs_eager"] for name, line in found.items()
-                    },
-                    "steered_over_unsteered": over["N1"],
-                    "steered_over_unsteered_by_rows": over,
-                    "a_over_a": {name: line["a_over_a"] for name, line in found.items()},
-                    "device": harness.device_name(),
-                }
-            )
-        )
+        print(json.dumps(_bars(lines)))
 
 
+def _bars(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The object of ``--json``: bfloat16, D = 4096, by form and rows."""
+    found = [
+        line
+        for line in lines
+        if (line.get("form"), line["dtype"], line["D"]) == ("additive", "bfloat16", 4096)
+    ]
+    mixed = [
+        line
+        for line in lines
+        if (line.get("form"), line["dtype"], line["D"]) == ("mixed", "bfloat16", 4096)
+    ]
+    by_rows = {f"N{line['N']}": line for line in found}
+    k16 = {f"N{line['N']}": line["k16_over_k1"] for line in lines if line["bench"] == "ops_k"}
+    return {
+        "speedup_vs_eager": {name: line["speedup_vs_eager"] for name, line in by_rows.items()},
+        "steered_over_unsteered": by_rows["N1"]["steered_over_unsteered"],
+        "steered_over_unsteered_by_rows": {
+            name: line["steered_over_unsteered"] for name, line in by_rows.items()
+        },
+        "k16_over_k1": k16.get("N1"),
+        "k16_over_k1_by_rows": k16,
+        "mixed_speedup_vs_eager": {f"N{line['N']}": line["speedup_vs_eager"] for line in mixed},
+        "mixed_speedup_vs_batched": {f"N{line['N']}": line["speedup_vs_batched"] for line in mixed},
+        "a_over_a": {name: line["a_over_a"] for name, line in by_rows.items()},
+        "device": harness.device_name(),
+    }
+
+
+@pytest.mark.parametrize("form", ["additive", "mixed"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("version", ["eager", "unsteered", "steered", "plain"])
-def test_op(benchmark: Any, version: str, rows: int, width: int, dtype: str) -> None:
+def test_op(benchmark: Any, version: str, rows: int, width: int, dtype: str, form: str) -> None:
     """The door for pytest-benchmark: ``pytest benchmarks --benchmark-only -k "64 and 4096"``."""
-    benchmark.group = f"{dtype}, D={width}, N={rows}"
+    benchmark.group = f"{form}, {dtype}, D={width}, N={rows}"
     with torch.inference_mode():
-        benchmark(versions(DTYPES[dtype], width, rows)[version])
+        benchmark(versions(form, DTYPES[dtype], width, rows)[version])
 
 
 if __name__ == "__main__":

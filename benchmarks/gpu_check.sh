@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Everything worth doing on a machine with a GPU, most valuable first, in under eight minutes:
+#
+#   benchmarks/gpu_check.sh [OUT]
+#
+# builds for the CPU and CUDA, runs the conformance suite on the GPU for the CUDA and the Triton kernels,
+# compute-sanitizer on a reduced list of cases, then the op benchmark; writes results and a summary to OUT
+# (default: benchmarks/results/gpu). Uses the `python` on PATH; needs torch with CUDA, nvcc, ninja, pybind11.
+# Nothing here changes a setting of the GPU.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=$(realpath -m "${1:-benchmarks/results/gpu}")
+mkdir -p "$out"
+python=${PYTHON:-python}
+summary="$out/summary.md"
+failed=0
+
+step() { # step NAME SECONDS COMMAND...: runs it under a limit, logs it, notes how it ended
+  local name=$1 limit=$2 begin=$SECONDS
+  shift 2
+  if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then
+    echo "| $name | passed | $((SECONDS - begin)) |" >>"$summary"
+  else
+    echo "| $name | **failed ($?)** | $((SECONDS - begin)) |" >>"$summary"
+    tail -n 15 "$out/$name.log"
+    failed=1
+  fi
+  echo "$name: $((SECONDS - begin)) s"
+}
+
+{
+  echo "# GPU check"
+  echo
+  "$python" -c 'import torch; print(torch.cuda.get_device_name(), "· torch", torch.__version__)'
+  nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1
+  echo
+  echo "| step | result | seconds |"
+  echo "|---|---|---|"
+} >"$summary" || { echo "no GPU that torch can use"; exit 1; }
+
+step build 200 env STEERFAST_BUILD=cuda "$python" setup.py build_ext --inplace
+step conformance-cuda 90 "$python" -m benchmarks.gpu_conformance --backend cuda
+step conformance-triton 120 "$python" -m benchmarks.gpu_conformance --backend triton
+step bench-ops-quick 60 "$python" benchmarks/bench_ops.py --quick --json
+for tool in memcheck racecheck initcheck synccheck; do
+  step "sanitizer-$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+    "$python" -m benchmarks.gpu_conformance --backend cuda --quick
+done
+step bench-ops 150 "$python" benchmarks/bench_ops.py --save
+cp -f benchmarks/results/ops.jsonl "$out/" 2>/dev/null
+{
+  echo
+  echo "Last line of the quick op benchmark:"
+  echo
+  echo '```'
+  tail -n 1 "$out/bench-ops-quick.log"
+  echo '```'
+} >>"$summary"
+cat "$summary"
+exit "$failed"
