@@ -43,8 +43,8 @@ def candidates(D: int) -> list[int]:
 
 
 def capped(num_warps: int) -> int:
-    """The registers that leave room for ENOUGH programs."""
-    return 65536 // (ENOUGH * 32 * num_warps) // 8 * 8
+    """The registers that leave room for ENOUGH programs; at most what a thread may have."""
+    return min(65536 // (ENOUGH * 32 * num_warps) // 8 * 8, 255)
 
 
 def usage_of(arch: str, D: int, bits: int, with_reads: bool, config: Config) -> Usage:

@@ -28,8 +28,9 @@ enum class Op : int32_t {
   kRelative = 5,  // slope n
   kFeature = 6,   // z = p + offset; level - (z if z > threshold else 0)
   kTurn = 7,      // slope p + cross hypot(p, p')
-  kSlerp = 8,     // n (cos w' - cos w s), and (s - 1) h is added; w = acos(p/n), w' = (1 - slope) w,
-                  // s = sin w' / sin w; nothing where n = 0 or sin w < 1e-4
+  // n (cos w' - cos w s), and (s - 1) h is added; w = acos(p/n), w' = (1 - slope) w, s = sin w' /
+  // sin w; nothing where n = 0 or sin w < 1e-4
+  kSlerp = 8,
 };
 
 // What multiplies f (and slerp's share of h), from the dot k of the read `key` and n.

@@ -75,9 +75,12 @@ def steer_add_rms_norm_kernel(
         x_row_ptr = tl.multiple_of(x_ptr + row * x_stride, ALIGNMENT)
         x = tl.load(x_row_ptr + columns, mask=inside, other=0.0)
         h = (h.to(tl.float32) + x.to(tl.float32)).to(h.dtype)
+    if HAS_NORM:
+        # Not of weight_ptr itself: on an argument the hint is lost.
+        weights_ptr = tl.multiple_of(weight_ptr + columns, ALIGNMENT)
     # With reads the weight would take registers away from them, so it is loaded later.
     if HAS_NORM and not HAS_READS:
-        weight = tl.load(tl.multiple_of(weight_ptr, ALIGNMENT) + columns, mask=inside, other=0.0)
+        weight = tl.load(weights_ptr, mask=inside, other=0.0)
 
     stream = h
     if HAS_STEERING:
@@ -119,9 +122,7 @@ def steer_add_rms_norm_kernel(
     stream_row_ptr = tl.multiple_of(stream_ptr + row * stream_stride, ALIGNMENT)
     if HAS_NORM:
         if HAS_READS:
-            weight = tl.load(
-                tl.multiple_of(weight_ptr, ALIGNMENT) + columns, mask=inside, other=0.0
-            )
+            weight = tl.load(weights_ptr, mask=inside, other=0.0)
         wide = stream.to(tl.float32)
         mean = tl.div_rn(tl.sum(wide * wide), D * 1.0)
         # In place, both stores must come after this sum: its barrier (within one warp, its shuffles)

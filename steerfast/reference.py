@@ -91,13 +91,15 @@ def steer_rows(h: Tensor, steering: Steering, compute: torch.dtype | None = None
 
 def steer(stream: Tensor, steering: Steering) -> Tensor:
     """Reference of ``steerfast.ops.steer``."""
-    return steer_rows(stream, steering).to(stream.dtype)
+    steered = steer_rows(stream, steering).to(stream.dtype)
+    # Through float32 and back a NaN may lose its payload; rows that are not steered keep their very bits.
+    active = active_rows(steering).reshape(*stream.shape[:-1], 1)
+    return torch.where(active, steered, stream)
 
 
 def steer_add(x: Tensor, residual: Tensor, steering: Steering) -> Tensor:
     """Reference of ``steerfast.ops.steer_add``."""
-    h = residual + x
-    return steer_rows(h, steering).to(h.dtype)
+    return steer(residual + x, steering)
 
 
 def add_rms_norm(

@@ -108,5 +108,6 @@ def parse_vectors(
         except ValueError as error:
             raise ValueError(f"{parts[1]!r} in {text!r} is no {number}; write a number") from error
         layers = parse_layers(parts[2]) if len(parts) == 3 else None
-        terms.append(Term(load_vector(parts[0]), layers=layers, **{number: value}, **options))
+        given: dict[str, Any] = {number: value, **options}
+        terms.append(Term(load_vector(parts[0]), layers=layers, **given))
     return Plan(tuple(terms), finish)

@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -98,6 +99,9 @@ def assert_same_bits(a: Tensor, b: Tensor) -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_interpreted() -> None:
+    triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    if triton < (3, 7) and numpy >= (2, 4):
+        pytest.skip("Triton's interpreter before 3.7 has no run-time loops with numpy 2.4")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -197,10 +201,10 @@ class TestInterpreted:
 
         Away from it 1 / sin w magnifies the row, and what float32 loses there is relative to that.
         """
-        axis = testing.streams.uniform_axis(16)
-        across = torch.zeros(16)
-        across[:2] = torch.tensor([1.0, -1.0]) * 2**-0.5
-        sides = [0.0002, 0.001, 0.03, 1.0, math.pi / 2]
+        torch.manual_seed(0)
+        axis, across = torch.linalg.qr(torch.randn(16, 2).double())[0].T
+        axis = axis.float()
+        sides = [0.001, 0.03, 1.0, math.pi / 2]
         angles = sides + [math.pi - side for side in sides[::-1]]
         table, steps = testing.Table(16), (1e-6, 1e-3, 0.25, 0.5, 1.0, 1.7, -0.4)
         row = table.row(axis)
@@ -214,6 +218,7 @@ class TestInterpreted:
         out = triton_ops.steer(h, steering).double()
         norm, p = h.double().norm(dim=-1), h.double() @ axis.double()
         sine = (1 - (p / norm) ** 2).sqrt()
+        assert sine.min() > 5e-4
         t = torch.tensor(steps).double().repeat(len(angles))
         # A small step has small coefficients.
         bound = 2.0**-21 * (1 + 1 / sine) * norm * t.abs().clamp(max=1.0)
@@ -328,9 +333,9 @@ class TestCompiled:
             assert len(spills) == 3, line
             assert set(spills) == {"0"}, line
         committed = triton_registers.REPORT.read_text(encoding="utf-8")
-        version = re.search(r"Triton (\S+) ships", committed).group(1)
-        if version != triton_registers.triton.__version__:
-            pytest.skip(f"the report is of Triton {version}")
+        reported = re.search(r"Triton (\S+) ships", committed).group(1)
+        if reported != triton_registers.triton.__version__:
+            pytest.skip(f"the report is of Triton {reported}")
         assert triton_registers.report() == committed, "run benchmarks/triton_registers.py"
 
     def test_the_gauge_sees_spills(self) -> None:
@@ -348,15 +353,16 @@ class TestCompiled:
         for form in triton_registers.FORMS.values():
             compiled = triton_registers.compiled(arch, 4096, dtype, dtype, form)
             ptx = compiled.ptx
-            accesses = {
-                re.sub(r"\.L\d::\w+", "", a) for a in re.findall(r"(?:ld|st)\.global\S+", ptx)
-            }
-            assert "ld.global.v4.b32" in accesses
-            assert "st.global.v4.b32" in accesses
+            accesses = re.findall(r"(?:ld|st)\.global\S*", ptx)
+            wide = {"ld.global.v4.b32", "st.global.v4.b32"}
+            assert set(accesses) - {"ld.global.b32"} == wide
+            # A row's slot, gain and record, and its reads; a row in scalars would take many more.
+            assert accesses.count("ld.global.b32") <= 24 * ("STEERING" not in form.without)
             # sm_80 adds and multiplies bf16 by fma.rn.bf16, exactly.
             assert not re.search(r"fma\.rn\.f(32|64)", ptx)
             approximate = re.findall(r"\S*(?:\.approx|\.ftz|div\.full)\S*", ptx)
             assert approximate == ["ex2.approx.f32"] * form.with_reads
+            assert not re.search(r"\b(min|max)\.f(32|64)", ptx), "NaN would be lost"
             places = re.findall(r"arith\.muli %\S+, (%\S+) : i32", compiled.ttgir)
             assert set(places) <= {"%c12_i32"}, "a 32-bit product that is not a place in a program"
 
