@@ -12,6 +12,10 @@ from torch import Tensor
 
 from steerfast.records import GateKind, Op, Read
 
+# As plain numbers, which torch.compile can trace where it cannot trace an enumeration.
+_OP = {op.name: int(op) for op in Op}
+_GATE = {gate.name: int(gate) for gate in GateKind}
+_BLANK = Read(Op.KEY).words()
 SMALLEST_SINE = 1e-4  # slerp does nothing nearer to its axis, where it has no plane
 
 
@@ -66,7 +70,7 @@ def _used(record: Tensor, reads: Tensor) -> int:
 def _read_of_rows(record: Tensor, reads: Tensor, i: int) -> _Read:
     """The i-th read of each row's program; a KEY without a source where the program is shorter."""
     there = record[:, 3] > i
-    blank = torch.tensor(Read(Op.KEY).words(), dtype=torch.int32, device=reads.device)
+    blank = torch.tensor(_BLANK, dtype=torch.int32, device=reads.device)
     words = torch.where(there[:, None], reads[torch.where(there, record[:, 2], 0).long(), i], blank)
     integers, floats = words[:, :6], words[:, 6:].contiguous().view(torch.float32).double()
     return _Read(*integers.unbind(1), *floats.unbind(1))
@@ -90,9 +94,9 @@ def _pick(dots: Tensor, place: Tensor) -> Tensor:
 def _gate(read: _Read, k: Tensor, norm: Tensor) -> Tensor:
     hard = (k + read.bias > 0).double()
     cosine = ((k > read.bias * norm) & (norm > 0)).double()
-    gate = torch.where(read.gate == GateKind.HARD, hard, 1.0)
-    gate = torch.where(read.gate == GateKind.COSINE, cosine, gate)
-    return torch.where(read.gate == GateKind.SIGMOID, torch.sigmoid(k + read.bias), gate)
+    gate = torch.where(read.gate == _GATE["HARD"], hard, 1.0)
+    gate = torch.where(read.gate == _GATE["COSINE"], cosine, gate)
+    return torch.where(read.gate == _GATE["SIGMOID"], torch.sigmoid(k + read.bias), gate)
 
 
 def _coefficients(read: _Read, p: Tensor, partner: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,20 +104,20 @@ def _coefficients(read: _Read, p: Tensor, partner: Tensor, norm: Tensor) -> tupl
     line = read.slope * p + read.offset
     z = p + read.offset
     sign = (p > 0).double() - (p < 0).double()
-    is_turn, is_slerp = read.op == Op.TURN, read.op == Op.SLERP
+    is_turn, is_slerp = read.op == _OP["TURN"], read.op == _OP["SLERP"]
     # Unused branches get harmless inputs, so that their gradients stay finite.
     radius = torch.hypot(torch.where(is_turn, p, 1.0), torch.where(is_turn, partner, 0.0))
     slerp, of_h = _slerp(read.slope, p, norm, is_slerp)
     f = torch.zeros_like(p)
     for op, value in (
-        (Op.AFFINE, line + read.cross * partner),
-        (Op.FLOOR, line.clamp(min=0.0)),
-        (Op.CEILING, line.clamp(max=0.0)),
-        (Op.SIGNED, read.slope * sign),
-        (Op.RELATIVE, read.slope * norm),
-        (Op.FEATURE, read.level - torch.where(z > read.threshold, z, 0.0)),
-        (Op.TURN, read.slope * p + read.cross * radius),
-        (Op.SLERP, slerp),
+        (_OP["AFFINE"], line + read.cross * partner),
+        (_OP["FLOOR"], line.clamp(min=0.0)),
+        (_OP["CEILING"], line.clamp(max=0.0)),
+        (_OP["SIGNED"], read.slope * sign),
+        (_OP["RELATIVE"], read.slope * norm),
+        (_OP["FEATURE"], read.level - torch.where(z > read.threshold, z, 0.0)),
+        (_OP["TURN"], read.slope * p + read.cross * radius),
+        (_OP["SLERP"], slerp),
     ):
         f = torch.where(read.op == op, value, f)
     return f, of_h
