@@ -22,7 +22,7 @@ def latest(name: str, *keys: str) -> list[dict[str, Any]]:
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         line = json.loads(text)
-        newest[tuple(line[key] for key in keys)] = line
+        newest[tuple(line.get(key) for key in keys)] = line
     return list(newest.values())
 
 
@@ -35,20 +35,27 @@ def caption(line: dict[str, Any]) -> str:
 
 
 def ops_table() -> str:
-    lines = [line for line in latest("ops", "dtype", "D", "N") if line["D"] == 4096]
+    found = latest("ops", "form", "dtype", "D", "N")
+    lines = [line for line in found if line["bench"] == "ops" and line["D"] == 4096]
     rows = [
-        "| dtype | rows N | eager + hook, us | fused unsteered, us | fused steered, us | steered against eager | steered / unsteered | A/A |",
-        "|---|---|---|---|---|---|---|---|",
+        "| form | dtype | rows N | eager + hook, us | fused unsteered, us | fused steered, us | steered against eager | steered / unsteered | A/A |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
         us = {name: time["median"] for name, time in line["us"].items()}
         spread = line["us"]["steered"]
         rows.append(
-            f"| {line['dtype']} | {line['N']} | {us['eager']:.1f} | {us['unsteered']:.1f} "
+            f"| {line.get('form', 'one vector, before')} | {line['dtype']} | {line['N']} | {us['eager']:.1f} | {us['unsteered']:.1f} "
             f"| {us['steered']:.1f} [{spread['p20']:.1f}, {spread['p80']:.1f}] "
             f"| {line['speedup_vs_eager']:.1f}x | {line['steered_over_unsteered']:.2f} | {line['a_over_a']:.2f} |"
         )
-    return "\n".join([*rows, "", f"D = 4096, median [p20, p80]. {caption(lines[-1])}"])
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f'D = 4096, median [p20, p80]. {caption(lines[-1])}; rows "before": {caption(lines[0])}',
+        ]
+    )
 
 
 def decode_table() -> str:

@@ -134,7 +134,8 @@ struct Call {
                         row_gain.is_contiguous(),
                     "row_gain must be a contiguous float32 [N]");
     STD_TORCH_CHECK(records.scalar_type() == ScalarType::Int && records.dim() == 2 &&
-                        records.size(1) * sizeof(int32_t) == sizeof(Record) && records.is_contiguous(),
+                        records.size(1) * sizeof(int32_t) == sizeof(Record) &&
+                        records.is_contiguous(),
                     "records must be a contiguous int32 [S, 4]");
     STD_TORCH_CHECK(reads.scalar_type() == ScalarType::Int && reads.dim() == 3 &&
                         reads.size(1) == kMaxReads &&
@@ -178,8 +179,8 @@ struct Call {
   }
 };
 
-// The operators. One body stands behind the functional ones, one behind those in place; absent parts
-// are null.
+// The operators. One body stands behind the functional ones, one behind those in place; absent
+// parts are null.
 template <typename Device>
 struct Ops {
   static std::tuple<Tensor, Tensor> run(const Tensor* x, const Tensor& residual, const Norm* norm,
@@ -232,10 +233,12 @@ struct Ops {
     const Norm norm{weight, eps, fp32};
     return run(&x, residual, &norm, nullptr);
   }
-  static std::tuple<Tensor, Tensor> steer_add_rms_norm(
-      const Tensor& x, const Tensor& residual, const Tensor& weight, double eps, bool fp32,
-      const Tensor& row_slot, const Tensor& row_gain, const Tensor& records, const Tensor& reads,
-      const Tensor& bank) {
+  static std::tuple<Tensor, Tensor> steer_add_rms_norm(const Tensor& x, const Tensor& residual,
+                                                       const Tensor& weight, double eps, bool fp32,
+                                                       const Tensor& row_slot,
+                                                       const Tensor& row_gain,
+                                                       const Tensor& records, const Tensor& reads,
+                                                       const Tensor& bank) {
     const Norm norm{weight, eps, fp32};
     const Steering steering{row_slot, row_gain, records, reads, bank};
     return run(&x, residual, &norm, &steering);
