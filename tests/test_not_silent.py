@@ -181,7 +181,7 @@ def test_plans_by_name_round_trip_beside_their_vectors(tmp_path):
     save_vector(vector(), tmp_path / "joy.safetensors")
     plan = steer(vector(), 2.0)
     assert load_plan(save_plan(plan, tmp_path / "plan.json", inline=False)) == plan
-    with pytest.raises(ValueError, match="coefficient of .joy. is a number"):
+    with pytest.raises(ValueError, match=r"coefficient of .joy. is a number"):
         plan_from_json('{"terms": [{"vector": "joy", "coefficient": "2"}]}', {"joy": vector()})
 
 
