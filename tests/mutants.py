@@ -61,7 +61,7 @@ inline int planted = getenv("STEERFAST_PLANTED") ? atoi(getenv("STEERFAST_PLANTE
 
 
 REFERENCE = {
-    "feature's sign": Mutant("contribution.py", "(Op.FEATURE, read.level ", "-", "+"),
+    "feature's sign": Mutant("contribution.py", '(_OP["FEATURE"], read.level ', "-", "+"),
     "feature's threshold": Mutant("contribution.py", "z > ", "read.threshold", "0"),
     "feature's bias": Mutant("contribution.py", "z = p", " + read.offset", ""),
     "partner ignored": Mutant("contribution.py", "line", " + read.cross * partner", ""),
@@ -71,7 +71,7 @@ REFERENCE = {
     "key is itself": Mutant("contribution.py", "", "_pick(dots, read.key)", "dots[i]"),
     "one read too many": Mutant("contribution.py", "record[:, 3] ", ">", ">="),
     "last read missed": Mutant("contribution.py", "record[:, 3] > ", "i", "i + 1"),
-    "gates swapped": Mutant("contribution.py", "read.gate == GateKind.HARD, ", "hard", "cosine"),
+    "gates swapped": Mutant("contribution.py", 'read.gate == _GATE["HARD"], ', "hard", "cosine"),
     "cosine gate not relative": Mutant("contribution.py", "k > read.bias", " * norm", ""),
     "sigmoid's bias": Mutant("contribution.py", "torch.sigmoid(k", " + read.bias", ""),
     "sign of zero": Mutant("contribution.py", "(p ", "> 0).double() -", ">= 0).double() -"),
