@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from steerfast.condition import Condition, Test
 from steerfast.errors import SteerfastError
 from steerfast.io import load_plan, load_vector, save_plan, save_vector
 from steerfast.plan import Plan, steer
+from steerfast.schedule import Schedule
+from steerfast.selectors import AfterSequence, First, Positions
 from steerfast.term import Gate, Term
 from steerfast.vector import SteeringVector
 
@@ -28,13 +31,19 @@ _LAZY = {
 }
 
 __all__ = [
+    "AfterSequence",
+    "Condition",
+    "First",
     "Gate",
     "Handle",
     "Plan",
+    "Positions",
     "Report",
+    "Schedule",
     "SteerfastError",
     "SteeringVector",
     "Term",
+    "Test",
     "attach",
     "extract_corpora",
     "extract_pairs",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from steerfast.term import Site
+from typing import Literal
+
+Site = Literal["resid_pre", "resid_mid", "resid_post"]
 
 
 def site_count(num_layers: int) -> int:

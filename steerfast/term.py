@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from steerfast.fields import choice, number
 from steerfast.operators import OPERATORS, Operator
+from steerfast.selectors import First, Positions, Select, check_select, span
+from steerfast.sites import Site
 from steerfast.vector import SteeringVector
 
 Scale = Literal["raw", "unit", "equal", "stream"]
-Select = Literal["all", "prompt", "generated"]
-Site = Literal["resid_pre", "resid_mid", "resid_post"]
 GateName = Literal["hard", "cosine", "sigmoid"]
 
 PARALLEL = 1e-4  # sine below which two directions span no plane
-
-
-def choice(what: str, value: object, allowed: object) -> None:
-    """ValueError unless ``value`` is one of a Literal's."""
-    known = get_args(allowed)
-    if value not in known:
-        raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
-
-
-def _number(what: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{what} is a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{what} is {value}; it must be finite")
-    return float(value) + 0.0  # one zero
 
 
 @dataclass(frozen=True)
@@ -57,8 +42,8 @@ class Gate:
         choice("gate", self.kind, GateName)
         if not isinstance(self.key, SteeringVector):
             raise TypeError(f"a gate's key is a SteeringVector, got {type(self.key).__name__}")
-        object.__setattr__(self, "bias", _number("a gate's bias", self.bias))
-        object.__setattr__(self, "threshold", _number("a gate's threshold", self.threshold))
+        object.__setattr__(self, "bias", number("a gate's bias", self.bias))
+        object.__setattr__(self, "threshold", number("a gate's threshold", self.threshold))
         unused = "bias" if self.kind == "cosine" else "threshold"
         if getattr(self, unused) != 0.0:
             raise ValueError(f"a {self.kind} gate takes no {unused}")
@@ -68,7 +53,8 @@ class Gate:
 class Term:
     """One operator at one site of one or more layers. Its formula: ``steerfast.operators.OPERATORS``.
 
-    vector: the direction; at layer l its own direction of layer l is used.
+    vector: the direction; at layer l its own direction of layer l is used. A positional vector ([T, D] a
+        layer) goes with ``select=First(n)``, n <= T: position t gets row t.
     coefficient: c, finite, either sign: of ``add``, ``add_relative``, ``signed`` and ``map``; the strength of
         ``ablate`` and ``reflect``; the fraction of the angle of ``slerp``. At 0 the term does nothing.
     layers: layers to steer; None means every layer that the vector has.
@@ -77,8 +63,8 @@ class Term:
         model's median stream norm there, so that a coefficient means the same at every layer.
     site: ``resid_post`` (layer output, default), ``resid_mid`` (after attention) or ``resid_pre``
         (layer input; of layer l >= 1 the same place as ``resid_post`` of l - 1).
-    select: which tokens, by absolute position t and prompt length P: ``all``, ``prompt`` (t < P) or
-        ``generated`` (t >= P; so the first sampled token is unaffected). Padding never.
+    select: which tokens, by position: ``all``, ``prompt``, ``generated``, ``after_prompt``,
+        ``last_prompt_token``, Positions, AfterSequence or First (``steerfast.selectors``). Padding never.
     operator: ``add`` or another of ``Operator``.
     target: t of ``clamp``, ``floor``, ``ceiling`` (a projection on v/|v|) and of ``feature_clamp``.
     angle: of ``rotate_to`` and ``rotate_by``, radians, from v/|v| towards ``second`` made orthogonal to it.
@@ -112,16 +98,17 @@ class Term:
             raise TypeError(f"a term steers by a SteeringVector, got {type(self.vector).__name__}")
         choice("scale", self.scale, Scale)
         choice("site", self.site, Site)
-        choice("selector", self.select, Select)
+        check_select(self.select)
         choice("operator", self.operator, Operator)
         for name in ("coefficient", "target", "angle", "bias", "threshold"):
             value = getattr(self, name)
             if value is not None:
                 what = f"{name} of {self.vector.name!r}"
-                object.__setattr__(self, name, _number(what, value))
+                object.__setattr__(self, name, number(what, value))
         if self.gate is not None and not isinstance(self.gate, Gate):
             raise TypeError(f"a term's gate is a Gate, got {type(self.gate).__name__}")
         self._check_fields()
+        self._check_positions()
         wanted = self.vector.layers if self.layers is None else self.layers
         if isinstance(wanted, int) or not all(type(layer) is int for layer in wanted):
             raise TypeError(f"layers is a tuple of integers, got {self.layers!r}")
@@ -129,6 +116,9 @@ class Term:
         if not layers:
             raise ValueError(f"term of {self.vector.name!r} names no layer")
         object.__setattr__(self, "layers", layers)
+        if self.vector.positions is not None:
+            self.by_position()  # each checks itself
+            return
         for layer in layers:
             self._check_layer(layer)
 
@@ -156,6 +146,32 @@ class Term:
                     f"term of {self.vector.name!r} mixes hidden sizes {self.vector.hidden_size} and "
                     f"{other.hidden_size} ({other.name!r}); one model has one"
                 )
+
+    def _check_positions(self) -> None:
+        """A positional vector and ``First`` belong together; no other vector may be positional."""
+        for other in self._others():
+            if other.positions is not None:
+                raise ValueError(
+                    f"vector {other.name!r} is positional; what a term reads has one direction a layer"
+                )
+        count = self.vector.positions
+        if count is None:
+            return
+        if not isinstance(self.select, First) or self.select.count > count:
+            raise ValueError(
+                f"vector {self.vector.name!r} is positional ({count} positions), so its term selects "
+                f"First(n) with n up to {count}, not {self.select!r}"
+            )
+
+    def by_position(self) -> tuple[Term, ...]:
+        """Itself; of a positional vector one ordinary term for each of its positions."""
+        if self.vector.positions is None:
+            return (self,)
+        assert isinstance(self.select, First)
+        return tuple(
+            replace(self, vector=self.vector.position(t), select=Positions(t, t + 1))
+            for t in range(self.select.count)
+        )
 
     def _others(self) -> list[SteeringVector]:
         key = None if self.gate is None else self.gate.key
@@ -234,9 +250,9 @@ class Term:
     def digest(self) -> str:
         """SHA-256 of what the term does: operator, values, numbers, site, selector, gate; no names."""
         content = hashlib.sha256()
-        head: list[str] = [self.operator, self.scale, self.site, self.select]
-        for number in (self.coefficient, self.target, self.angle, self.bias, self.threshold):
-            head.append("" if number is None else number.hex())
+        head: list[str] = [self.operator, self.scale, self.site, repr(span(self.select))]
+        for value in (self.coefficient, self.target, self.angle, self.bias, self.threshold):
+            head.append("" if value is None else value.hex())
         if self.gate is not None:
             head += [self.gate.kind, self.gate.bias.hex(), self.gate.threshold.hex()]
         content.update("|".join(head).encode())

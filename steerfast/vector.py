@@ -23,7 +23,8 @@ class SteeringVector:
     """A direction of the residual stream at one or more layers of one model.
 
     name: what the direction means to its user; names a file, a term, a row of a report.
-    directions: {layer: [D] tensor}. Copied, as float32 on the CPU, not normalised; not to be written to. Layers count from 0,
+    directions: {layer: [D] tensor}, or {layer: [T, D]} of a positional vector, which has a direction for each of
+        the first T positions (for ``First``). Copied, as float32 on the CPU, not normalised; not to be written to. Layers count from 0,
         and layer l is the output of decoder layer l (the paper's convention; libraries that count
         block inputs call the same place l + 1).
     stream_norms: {layer: median L2 norm of the residual stream there}, position 0 and padding left
@@ -52,20 +53,23 @@ class SteeringVector:
                     f"vector {self.name!r} names layer {layer!r}; layers are integers from 0"
                 )
             kept = torch.as_tensor(direction).detach().to("cpu", torch.float32).clone()
-            if kept.ndim != 1 or kept.numel() == 0:
+            if kept.ndim not in (1, 2) or kept.numel() == 0:
                 raise ValueError(
-                    f"vector {self.name!r} has shape {list(kept.shape)} at layer {layer}; each direction is [D]"
+                    f"vector {self.name!r} has shape {list(kept.shape)} at layer {layer}; each direction is [D], or "
+                    "[T, D] by position"
                 )
             if not torch.isfinite(kept).all():
                 raise ValueError(
                     f"vector {self.name!r} holds NaN or infinity at layer {layer}; extract it again"
                 )
             clean[layer] = kept
-        sizes = {direction.numel() for direction in clean.values()}
+        sizes = {direction.shape[-1] for direction in clean.values()}
         if len(sizes) > 1:
             raise ValueError(
                 f"vector {self.name!r} mixes hidden sizes {sorted(sizes)}; one model has one"
             )
+        if len({direction.shape for direction in clean.values()}) > 1:
+            raise ValueError(f"vector {self.name!r} has other positions at other layers")
         norms = {int(layer): float(norm) for layer, norm in self.stream_norms.items()}
         for layer, norm in norms.items():
             if not 0.0 < norm < float("inf"):
@@ -84,19 +88,31 @@ class SteeringVector:
     @property
     def hidden_size(self) -> int:
         """D, the width of the residual stream."""
-        return next(iter(self.directions.values())).numel()
+        return next(iter(self.directions.values())).shape[-1]
+
+    @property
+    def positions(self) -> int | None:
+        """T of a positional vector, None where one direction serves every position."""
+        shape = next(iter(self.directions.values())).shape
+        return shape[0] if len(shape) == 2 else None
+
+    def position(self, t: int) -> SteeringVector:
+        """Row t of a positional vector, as an ordinary one."""
+        rows = {layer: direction[t] for layer, direction in self.directions.items()}
+        return replace(self, name=f"{self.name}[{t}]", directions=rows)
 
     @property
     def digest(self) -> str:
         """SHA-256 over layers, values and stream norms; neither name nor provenance enters."""
         content = hashlib.sha256()
         for layer, direction in self.directions.items():
-            content.update(f"{layer}:{self.stream_norms.get(layer, 0.0).hex()}:".encode())
+            shape = "" if direction.ndim == 1 else f"{len(direction)}x"
+            content.update(f"{layer}:{shape}{self.stream_norms.get(layer, 0.0).hex()}:".encode())
             content.update(direction.numpy().tobytes())
         return content.hexdigest()
 
     def at(self, layer: int) -> Tensor:
-        """A copy of the [D] float32 direction of one layer; ValueError names the layers there are."""
+        """A copy of the [D] float32 direction ([T, D] by position) of one layer; ValueError names the layers there are."""
         if layer not in self.directions:
             raise ValueError(
                 f"vector {self.name!r} has no layer {layer}; it has {_ranges(self.layers)}"

@@ -12,10 +12,11 @@ import steerfast
 PACKAGE = Path(steerfast.__file__).parent
 RANKS = {
     0: (
-        *("errors", "vector", "operators", "term", "plan", "contrast"),
+        *("errors", "fields", "vector", "sites", "operators", "selectors", "schedule", "condition"),
+        *("term", "plan", "contrast"),
         *("records", "contribution", "reference"),
     ),
-    1: (*("sites", "programs", "lowering", "pool", "table", "io", "testing", "stream_norms"),),
+    1: (*("programs", "lowering", "pool", "table", "io", "testing", "stream_norms"),),
     2: ("kernels", "_C"),
     3: ("backends", "arguments", "ops", "triton_ops", "route"),
     4: ("models",),
