@@ -1,14 +1,39 @@
-// steerfast._C: what was built. No tensor crosses this module; the operators are in ops.cpp.
+// steerfast._C: what was built, and the host router. No tensor crosses this module; the operators
+// are in ops.cpp.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
 #include <vector>
 
+#include "router.h"
+
 namespace py = pybind11;
+using steerfast::Itinerary;
+using steerfast::Router;
+
+namespace {
+
+using Numbers = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+
+int64_t fill(const Router& router, const Numbers& seats, const Numbers& first, const Numbers& count,
+             py::array_t<int32_t, py::array::c_style> rows) {
+  if (seats.size() != first.size() || seats.size() != count.size())
+    throw std::invalid_argument("a seat, a first position and a count for each request");
+  if (rows.ndim() != 2 || rows.shape(0) != 5)
+    throw std::invalid_argument("rows is an int32 array of [5, capacity]");
+  const int64_t capacity = rows.shape(1);
+  int32_t* out = rows.mutable_data();
+  return router.fill(
+      {seats.data(), first.data(), count.data(), seats.size()},
+      {out, out + capacity, out + 2 * capacity, out + 3 * capacity, out + 4 * capacity, capacity});
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "What the compiled part of steerfast was built with.";
+  m.doc() = "What the compiled part of steerfast was built with, and the host router.";
   m.def(
       "build_info",
       [] {
@@ -20,4 +45,18 @@ PYBIND11_MODULE(_C, m) {
         return info;
       },
       "CPU instruction sets, CUDA architectures, the LibTorch ABI target and the compiler.");
+  py::class_<Router>(m, "Router", "Fills the route of a ragged batch; see steerfast.router.")
+      .def(py::init<int64_t>(), py::arg("seats"))
+      .def_property_readonly("seats", &Router::seats)
+      .def(
+          "set",
+          [](Router& router, int64_t seat, std::vector<int64_t> starts, std::vector<int32_t> slots,
+             std::vector<int64_t> gain_at, std::vector<double> gains) {
+            router.set(seat, Itinerary{std::move(starts), std::move(slots), std::move(gain_at),
+                                       std::move(gains)});
+          },
+          py::arg("seat"), py::arg("starts"), py::arg("slots"), py::arg("gain_at"),
+          py::arg("gains"))
+      .def("fill", &fill, py::arg("seats"), py::arg("first"), py::arg("count"),
+           py::arg("rows").noconvert());
 }

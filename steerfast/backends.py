@@ -71,11 +71,17 @@ def select_cpu_isa(name: str) -> None:
 
 def build_info() -> dict[str, Any] | None:
     """What the compiled part was built with, or None without one."""
+    module = compiled_module()
+    return None if module is None else module.build_info()
+
+
+def compiled_module() -> Any:
+    """The small pybind11 module ``_C``, or None where nothing was built."""
     if importlib.util.find_spec("steerfast._C") is None:
         return None
     from steerfast import _C
 
-    return _C.build_info()
+    return _C
 
 
 def statuses() -> list[Status]:

@@ -64,7 +64,9 @@ class Test:
         if getattr(self, unused) != 0.0:
             raise ValueError(f"a {self.kind} test takes no {unused}")
         if self.key.positions is not None:
-            raise ValueError(f"a test's key {self.key.name!r} is positional; it needs one direction")
+            raise ValueError(
+                f"a test's key {self.key.name!r} is positional; it needs one direction"
+            )
         if not self.key.at(self.layer).any():
             raise ValueError(f"the key {self.key.name!r} is zero at layer {self.layer}")
 

@@ -1,4 +1,4 @@
-"""The one exception class of the package, for states; bad arguments are ValueError or TypeError."""
+"""The exceptions of the package, for states; bad arguments are ValueError or TypeError."""
 
 from __future__ import annotations
 
@@ -10,3 +10,7 @@ class SteerfastError(RuntimeError):
     built, or when a forward pass gives no way to tell the positions of its tokens. Wrong arguments
     raise ``ValueError`` or ``TypeError`` instead.
     """
+
+
+class TableFullError(SteerfastError):
+    """Plans in use fill the table: release one, or attach with more room. A server waits instead."""

@@ -157,7 +157,7 @@ def _run(
                 f"cannot keep layer {layer}: this model has layers 0..{len(layers) - 1}"
             )
     steered = getattr(getattr(decoder.forward, "__self__", None), "shared", None)
-    if steered is not None and steered.active:
+    if steered is not None and steered.routing.active:
         warnings.warn(
             "extracting under handle.use(): the vector is of the steered model", stacklevel=3
         )

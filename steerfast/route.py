@@ -1,88 +1,224 @@
-"""Route: which slot each row of a forward pass reads, from positions and requests.
+"""Route: which slot each row of a forward pass reads, and with what gain. One serves all layers.
 
-One route serves all layers of a forward pass. Everything here is tensor arithmetic on the device of
-the model, without synchronisation, so it can be traced into a compiled forward.
+``Route`` finds it by tensor arithmetic on the model's device, from positions and a padding mask, with no
+synchronisation: for a forward of its own, and for prompts. Where the host knows every position already (a
+decode step, a serving engine), ``steerfast.router`` is faster. Both fill the same rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from steerfast.table import UNSTEERED, Entry
+from steerfast.itinerary import NEVER, Itinerary
+from steerfast.lowering import MAX_SEGMENTS
+from steerfast.router import BASE, GAIN, LINES, NO_SEAT, POSITION, SEAT, SLOT
+from steerfast.schedule import MAX_POINTS
+from steerfast.table import UNSTEERED
 
-MAX_PHASES = 2  # phases of one plan; fixed, so that changing plans never changes a shape
-NEVER = 2**40  # a position that no token reaches
+SEATS = 256  # requests that the tensors have room for at first
 # Rows are grouped into buffers of 2^k, each allocated once: a captured graph keeps reading its own.
 _SMALLEST_BUFFER = 64
+_RING = 4
+
+
+class Rows(NamedTuple):
+    """The route of N rows, each [N], on the device of the model.
+
+    slot: int32, -1 for rows that are not steered (padding among them). gain: float32, the schedule's, times
+    the verdict of the request's condition. seat: int32, the request's place, -1 for padding. position: int32,
+    absolute. base: float32, the schedule's gain alone.
+    """
+
+    slot: Tensor
+    gain: Tensor
+    seat: Tensor
+    position: Tensor
+    base: Tensor
 
 
 class Route:
-    """Per-row slots and gains, and the requests they come from.
+    """The itineraries of the requests of a batch, on the device."""
 
-    row_slot: [N] int32, -1 for rows that are not steered (padding among them). row_gain: [N] float32.
-    """
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(self, device: torch.device | str = "cpu", seats: int = SEATS) -> None:
         self.device = torch.device(device)
-        self._slots = torch.full((1, MAX_PHASES), UNSTEERED, dtype=torch.int64, device=device)
-        self._offsets = torch.zeros((1, MAX_PHASES), dtype=torch.int64, device=device)
-        self._from_prompt_end = torch.zeros((1, MAX_PHASES), dtype=torch.int64, device=device)
-        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._allocate(seats)
+
+    def _allocate(self, seats: int) -> None:
+        shape = {"dtype": torch.int64, "device": self.device}
+        with torch.inference_mode(False):
+            self.starts = torch.full((seats, MAX_SEGMENTS), NEVER, **shape)  # type: ignore[call-overload]
+            self.slots = torch.full((seats, MAX_SEGMENTS), UNSTEERED, **shape)  # type: ignore[call-overload]
+            # One point more than there can be: the last one has a next one, as high as itself.
+            self.gain_at = torch.full((seats, MAX_POINTS + 1), NEVER, **shape)  # type: ignore[call-overload]
+            self.gains = torch.ones(seats, MAX_POINTS + 1, dtype=torch.float64, device=self.device)
+            self.of_row = torch.zeros(seats, **shape)  # type: ignore[call-overload]
+
+    @property
+    def seats(self) -> int:
+        return len(self.of_row)
 
     def to(self, device: torch.device) -> None:
-        """Move everything; buffers are made anew."""
+        """Make everything anew on another device; assign again."""
         self.device = device
-        self._slots, self._offsets = self._slots.to(device), self._offsets.to(device)
-        self._from_prompt_end = self._from_prompt_end.to(device)
-        self._buffers = {}
+        self._allocate(self.seats)
 
-    def assign(self, requests: Sequence[Entry | None]) -> None:
-        """Set the requests of the batch: one entry of the table each, or None for unsteered.
+    def reserve(self, seats: int) -> bool:
+        """Make room for more rows of requests. True where tensors moved: assign, and capture graphs, again."""
+        if seats <= self.seats:
+            return False
+        self._allocate(1 << (seats - 1).bit_length())
+        return True
 
-        A single request stands for every row of any batch.
-        """
-        slots, offsets, relative = [], [], []
-        for entry in requests:
-            phases = [] if entry is None else list(zip(entry.slots, entry.starts, strict=True))
-            assert len(phases) <= MAX_PHASES
-            rest = MAX_PHASES - len(phases)
-            slots.append([slot for slot, _ in phases] + [UNSTEERED] * rest)
-            offsets.append([start.offset for _, start in phases] + [NEVER] * rest)
-            relative.append([int(start.from_prompt_end) for _, start in phases] + [0] * rest)
-        self._slots = torch.tensor(slots, dtype=torch.int64, device=self.device)
-        self._offsets = torch.tensor(offsets, dtype=torch.int64, device=self.device)
-        self._from_prompt_end = torch.tensor(relative, dtype=torch.int64, device=self.device)
+    def assign(self, itineraries: Sequence[Itinerary], single: bool = False) -> None:
+        """Row r of the batch follows ``itineraries[r]``; with ``single`` every row follows the only one."""
+        count = len(itineraries)
+        self.reserve(count)
+        starts = np.full((count, MAX_SEGMENTS), NEVER)
+        slots = np.full((count, MAX_SEGMENTS), UNSTEERED)
+        gain_at = np.full((count, MAX_POINTS + 1), NEVER)
+        gains = np.ones((count, MAX_POINTS + 1))
+        for row, one in enumerate(itineraries):
+            starts[row, : len(one.starts)], slots[row, : len(one.slots)] = one.starts, one.slots
+            gain_at[row, : len(one.gain_at)] = one.gain_at
+            if one.gains:
+                gains[row, : len(one.gains)], gains[row, len(one.gains) :] = (
+                    one.gains,
+                    one.gains[-1],
+                )
+        of_row = np.zeros(self.seats, np.int64) if single else np.full(self.seats, NO_SEAT)
+        if not single:
+            of_row[:count] = np.arange(count)
+        with torch.inference_mode(False):
+            for tensor, values in (
+                (self.starts, starts),
+                (self.slots, slots),
+                (self.gain_at, gain_at),
+                (self.gains, gains),
+                (self.of_row, of_row),
+            ):
+                tensor[: len(values)].copy_(torch.from_numpy(values))
 
-    def slots(
-        self, batch: int, positions: Tensor, real: Tensor | None, prompt_lengths: Tensor | None
-    ) -> Tensor:
-        """The slot of every token, [B, T] int64.
+    def look_up(self, batch: int, positions: Tensor, real: Tensor | None) -> Rows:
+        """The route of the tokens of a batch, B * T rows.
 
         positions: [B or 1, T] int64, absolute (padding does not count). real: [B, T], nonzero for
-        tokens, zero for padding; None: no padding. prompt_lengths: [B] int64; None: all is prompt.
-        B is a multiple of the number of requests: row r belongs to request r // (B / requests).
+        tokens, zero for padding; None: no padding. The seat of a row is its place in the batch.
         """
-        each = batch // self._slots.shape[0]
-        slots = self._slots.repeat_interleave(each, 0)
-        starts = self._offsets.repeat_interleave(each, 0)
-        lengths = NEVER if prompt_lengths is None else prompt_lengths[:, None]
-        starts = starts + self._from_prompt_end.repeat_interleave(each, 0) * lengths
-        begun = positions[:, :, None] >= starts[:, None, :]
-        phase = (begun.sum(-1) - 1).expand(batch, -1)
-        chosen = slots.gather(1, phase.clamp(min=0))
-        steered = (phase >= 0) if real is None else (phase >= 0) & (real != 0)
-        return torch.where(steered, chosen, UNSTEERED)
+        request = self.of_row[:batch]
+        positions = positions.expand(batch, -1).contiguous()
+        there = (request >= 0)[:, None]
+        real = there if real is None else there & (real != 0)
+        request = request.clamp(min=0)
+        place = torch.searchsorted(self.starts[request], positions, right=True) - 1
+        slot = self.slots[request].gather(1, place.clamp(min=0))
+        steered = real & (place >= 0)
+        seat = torch.arange(batch, device=self.device)[:, None].expand_as(positions)
+        gain = self._gain(request, positions).to(torch.float32).reshape(-1)
+        return Rows(
+            torch.where(steered, slot, UNSTEERED).to(torch.int32).reshape(-1),
+            gain,
+            torch.where(real, seat, NO_SEAT).to(torch.int32).reshape(-1),
+            positions.clamp(0, 2**31 - 1).to(torch.int32).reshape(-1),
+            gain.clone(),
+        )
 
-    def buffers(self, rows: int) -> tuple[Tensor, Tensor]:
-        """(row_slot, row_gain) for N rows: always the same memory for the same N."""
+    def _gain(self, request: Tensor, positions: Tensor) -> Tensor:
+        """Piecewise linear through the points, their ends held."""
+        at, gains = self.gain_at[request], self.gains[request]
+        place = torch.searchsorted(at, positions, right=True)
+        before, after = (place - 1).clamp(min=0), place.clamp(max=MAX_POINTS)
+        start, stop = at.gather(1, before), at.gather(1, after)
+        low, high = gains.gather(1, before), gains.gather(1, after)
+        share = (positions - start).double() / (stop - start).clamp(min=1).double()
+        return torch.where(place > 0, low + (high - low) * share, low)
+
+
+class RowBuffers:
+    """The rows of a route at fixed addresses: always the same memory for the same N."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.to(torch.device(device))
+
+    def to(self, device: torch.device) -> None:
+        """Start anew on another device."""
+        self.device = device
+        self._lines: dict[int, Tensor] = {}
+        self._never: dict[int, Tensor] = {}
+        self._staging: dict[int, Staging] = {}
+
+    def at(self, rows: int) -> Rows:
+        """The buffers of N rows."""
+        return self._rows(self._buffer(rows, self._lines), rows)
+
+    def fill(self, rows: int, write: Callable[[NDArray[np.int32]], object]) -> Rows:
+        """``write`` the rows [5, capacity] on the host; they are on their way when this returns."""
+        lines = self._buffer(rows, self._lines)
+        capacity = lines.shape[1]
+        if capacity not in self._staging:
+            self._staging[capacity] = Staging(lines)
+        self._staging[capacity].send(write)
+        return self.at(rows)
+
+    def unsteered(self, rows: int) -> Rows:
+        """The buffers, with nothing steered."""
+        here = self.at(rows)
+        here.slot.fill_(UNSTEERED)
+        return here
+
+    def idle(self, rows: int) -> Rows:
+        """Rows in which nothing is steered, and which nobody ever writes."""
+        return self._rows(self._buffer(rows, self._never), rows)
+
+    def _buffer(self, rows: int, among: dict[int, Tensor]) -> Tensor:
         capacity = max(_SMALLEST_BUFFER, 1 << (rows - 1).bit_length())
-        if capacity not in self._buffers:
+        if capacity not in among:
             with torch.inference_mode(False):
-                slot = torch.full((capacity,), UNSTEERED, dtype=torch.int32, device=self.device)
-                gain = torch.ones(capacity, dtype=torch.float32, device=self.device)
-            self._buffers[capacity] = slot, gain
-        slot, gain = self._buffers[capacity]
-        return slot[:rows], gain[:rows]
+                lines = torch.zeros(len(LINES), capacity, dtype=torch.int32, device=self.device)
+                lines[SLOT] = lines[SEAT] = NO_SEAT
+                for line in (GAIN, BASE):
+                    lines[line].view(torch.float32).fill_(1.0)
+            among[capacity] = lines
+        return among[capacity]
+
+    @staticmethod
+    def _rows(lines: Tensor, rows: int) -> Rows:
+        gain, base = (lines[line, :rows].view(torch.float32) for line in (GAIN, BASE))
+        return Rows(lines[SLOT, :rows], gain, lines[SEAT, :rows], lines[POSITION, :rows], base)
+
+
+class Staging:
+    """Host memory on its way to a device tensor: a ring of pinned buffers, each written again only after
+    the copy out of it is through. On the CPU the tensor itself is written.
+
+    event: makes what marks a copy: ``record()`` behind it, ``synchronize()`` waits for it.
+    """
+
+    def __init__(self, target: Tensor, event: Callable[[], torch.cuda.Event] | None = None) -> None:
+        self._target = target
+        self._ring: list[tuple[Tensor, torch.cuda.Event]] = []
+        if target.device.type != "cpu" or event is not None:
+            make: Callable[[], torch.cuda.Event] = torch.cuda.Event if event is None else event
+            pinned = target.device.type == "cuda"
+            for _ in range(_RING):
+                buffer = torch.empty(target.shape, dtype=target.dtype, pin_memory=pinned)
+                self._ring.append((buffer, make()))
+        self._sent = 0
+
+    def send(self, write: Callable[[NDArray[np.int32]], object]) -> None:
+        """Let ``write`` fill a buffer, and enqueue its copy on the current stream."""
+        if not self._ring:
+            write(self._target.numpy())
+            return
+        buffer, event = self._ring[self._sent % len(self._ring)]
+        if self._sent >= len(self._ring):
+            event.synchronize()
+        write(buffer.numpy())
+        self._target.copy_(buffer, non_blocking=True)
+        event.record()
+        self._sent += 1

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from steerfast.fields import number
 
@@ -26,15 +27,13 @@ class Schedule:
     points: tuple[tuple[int, float], ...]
 
     def __post_init__(self) -> None:
-        points = tuple(
-            (offset, number("a schedule's gain", gain)) for offset, gain in self.points
-        )
+        points = tuple((offset, number("a schedule's gain", gain)) for offset, gain in self.points)
         if not 1 <= len(points) <= MAX_POINTS:
             raise ValueError(f"a schedule has 1 to {MAX_POINTS} points, got {len(points)}")
         for offset, _ in points:
             if type(offset) is not int:
                 raise TypeError(f"a schedule's offsets t - P are integers, got {offset!r}")
-        if any(one[0] >= two[0] for one, two in zip(points, points[1:], strict=False)):
+        if any(one[0] >= two[0] for one, two in pairwise(points)):
             raise ValueError(
                 f"a schedule's offsets must ascend, got {[offset for offset, _ in points][:12]}"
             )
@@ -75,11 +74,11 @@ class Schedule:
             raise ValueError(f"a half-life is a positive number of tokens, got {half_life}")
         step = max(1, math.floor(half_life * _SHORTEST_STEP))
         count = math.ceil(10 * half_life / step)  # 2^-10 is left at the end
-        offsets = [index * step for index in range(count + 1)]
-        return cls(
-            tuple((start + at, floor + (1 - floor) * 2 ** (-at / half_life)) for at in offsets)
-            + ((start + offsets[-1] + step, floor),)
-        )
+        curve = [
+            (start + at, floor + (1 - floor) * 2 ** (-at / half_life))
+            for at in range(0, (count + 1) * step, step)
+        ]
+        return cls((*curve, (curve[-1][0] + step, floor)))
 
     @classmethod
     def table(cls, gains: Iterable[float], start: int = 0) -> Schedule:

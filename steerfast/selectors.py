@@ -37,9 +37,7 @@ class Positions:
             if bound == "prompt_end" or (name == "stop" and bound is None):
                 continue
             if type(bound) is not int:
-                raise TypeError(
-                    f"{name} of Positions is an integer or 'prompt_end', got {bound!r}"
-                )
+                raise TypeError(f"{name} of Positions is an integer or 'prompt_end', got {bound!r}")
         first, last = span(self)
         if last is not None and first.origin == last.origin and first.offset >= last.offset:
             raise ValueError(f"{self} selects nothing: it ends where it starts, or before")
@@ -126,5 +124,7 @@ def check_select(select: object) -> None:
     if isinstance(select, (Positions, AfterSequence, First)):
         return
     if not isinstance(select, str) or select not in get_args(Named):
-        known = ", ".join((*get_args(Named), "Positions(start, stop)", "AfterSequence(ids)", "First(n)"))
+        known = ", ".join(
+            (*get_args(Named), "Positions(start, stop)", "AfterSequence(ids)", "First(n)")
+        )
         raise ValueError(f"unknown selector {select!r}; known: {known}")

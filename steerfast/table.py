@@ -8,15 +8,15 @@ keep their addresses, so compiled code and captured graphs see a change.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from steerfast.errors import SteerfastError
-from steerfast.lowering import Phase, SiteSteering, Start, lower
+from steerfast.errors import TableFullError
+from steerfast.lowering import Lowered, Phase, lower
+from steerfast.packing import Direction, Packed, PackedSite, pack
 from steerfast.plan import Plan
 from steerfast.pool import Pool
 from steerfast.records import MAX_READS, READ_WIDTH, RECORD_WIDTH, Op, Read
@@ -27,20 +27,22 @@ UNSTEERED = -1
 
 @dataclass
 class Entry:
-    """One plan in the table: the slot of each phase (-1 where nothing is active), what it shares of
-    bank and programs, and who holds it."""
+    """One plan in the table: the slot of each phase (-1 where nothing is active), the bank row of each
+    test's key, what it shares of bank and programs, and who holds it."""
 
     plan: Plan
-    phases: tuple[Phase, ...]
+    lowered: Lowered
     slots: tuple[int, ...]
+    keys: tuple[int, ...] = ()
     rows: list[int] = field(default_factory=list)
     programs: list[int] = field(default_factory=list)
     holders: int = 0
+    # On a GPU: when the last step that its last holder started was through with the slots.
+    last_use: torch.cuda.Event | None = None
 
     @property
-    def starts(self) -> tuple[Start, ...]:
-        """The start of each phase, ascending."""
-        return tuple(phase.start for phase in self.phases)
+    def phases(self) -> tuple[Phase, ...]:
+        return self.lowered.phases
 
 
 class Table:
@@ -74,6 +76,7 @@ class Table:
                 (programs, MAX_READS, READ_WIDTH), dtype=torch.int32, device=device
             )
             self.bank = torch.zeros((rows, hidden_size), dtype=torch.float32, device=device)
+            self.site_records = self.records.unbind(0)
         self.version = 0
         # By digest, least recently used first.
         self._entries: OrderedDict[str, Entry] = OrderedDict()
@@ -94,6 +97,7 @@ class Table:
         with torch.inference_mode(False):
             self.records, self.reads = self.records.to(device), self.reads.to(device)
             self.bank = self.bank.to(device)
+            self.site_records = self.records.unbind(0)
 
     def check(self, plan: Plan) -> None:
         """ValueError if the plan does not fit the model: hidden size or layers."""
@@ -112,12 +116,15 @@ class Table:
     def acquire(self, plan: Plan) -> Entry:
         """All slots of a plan, or an error and nothing changed. Release it when done.
 
-        Raises ValueError for a plan that does not fit, SteerfastError when plans in use fill the table.
+        Raises ValueError for a plan that does not fit, TableFullError when plans in use fill the table.
         """
         entry = self._entries.get(plan.digest)
         if entry is None:
             self.check(plan)
-            entry = self._insert(plan)
+            lowered = lower(plan)
+            packed = pack(plan, lowered.phases)
+            self._make_room(packed)
+            entry = self._insert(plan, lowered, packed)
         self._entries.move_to_end(plan.digest)
         entry.holders += 1
         return entry
@@ -126,79 +133,104 @@ class Table:
         """Give a plan back; its slots are reused only when their room is needed."""
         assert entry.holders > 0, "released more often than acquired"
         entry.holders -= 1
+        if entry.holders == 0 and self.device.type == "cuda":
+            entry.last_use = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            entry.last_use.record()
 
-    def _insert(self, plan: Plan) -> Entry:
-        phases = lower(plan)
-        packed = [_pack(phase) for phase in phases]
-        self._make_room(packed)
-        slots = tuple(self._free_slots.pop() if sites else UNSTEERED for sites in packed)
-        entry = Entry(plan, phases, slots)
+    def exchange(self, entry: Entry, plan: Plan) -> Entry:
+        """Release one plan and acquire another, or an error and nothing changed.
+
+        In a table that is full otherwise, and with no other holder, the new plan takes the old one's very
+        place. The kernels of a step that is under way read what they were launched with: writes follow them in
+        the order of the stream.
+        """
+        try:
+            new = self.acquire(plan)
+        except TableFullError:
+            if entry.holders > 1:
+                raise
+            lowered = lower(plan)
+            packed = pack(plan, lowered.phases)
+            self._check_room([one for one in self._held() if one is not entry], packed)
+            self.release(entry)
+            self._make_room(packed)
+            new = self._insert(plan, lowered, packed)
+            new.holders += 1
+            return new
+        self.release(entry)
+        return new
+
+    def _held(self) -> list[Entry]:
+        return [entry for entry in self._entries.values() if entry.holders > 0]
+
+    def _insert(self, plan: Plan, lowered: Lowered, packed: Packed) -> Entry:
+        slots = tuple(self._free_slots.pop() if sites else UNSTEERED for sites in packed.phases)
+        entry = Entry(plan, lowered, slots)
+        new_rows: dict[int, Tensor] = {}
+        new_programs: dict[int, list[list[int]]] = {}
+
+        def row_of(direction: Direction | None) -> int:
+            if direction is None:
+                return -1
+            key, values = direction
+            entry.rows.append(self._rows.take(key, lambda row: new_rows.update({row: values})))
+            return entry.rows[-1]
+
+        def program_of(site: PackedSite) -> int:
+            words = [
+                replace(one.read, source=row_of(one.source), target=row_of(one.target)).words()
+                for one in site.reads
+            ]
+            words += [Read(Op.KEY).words()] * (MAX_READS - len(words))
+            place = self._programs.take(site.program, lambda at: new_programs.update({at: words}))
+            entry.programs.append(place)
+            return place
+
+        nothing = [UNSTEERED, 0, 0, 0]
         with torch.inference_mode(False), torch.no_grad():
-            for slot, sites in zip(slots, packed, strict=True):
-                for site, needs in sites.items():
-                    record = torch.tensor(self._record(entry, needs), dtype=torch.int32)
-                    self.records[site, slot].copy_(record)
+            for slot, sites in zip(slots, packed.phases, strict=True):
+                records = [nothing] * len(self.records)
+                for index, site in sites.items():
+                    program = program_of(site) if site.reads else 0
+                    records[index] = [row_of(site.delta), site.finish, program, len(site.reads)]
+                if slot != UNSTEERED:
+                    self.records[:, slot].copy_(torch.tensor(records, dtype=torch.int32))
+            entry.keys = tuple(row_of(key) for key in packed.keys)
+            _write(self.bank, new_rows)
+            _write(
+                self.reads,
+                {at: torch.tensor(words, dtype=torch.int32) for at, words in new_programs.items()},
+            )
         self.version += 1
         self._entries[plan.digest] = entry
         return entry
 
-    def _record(self, entry: Entry, needs: _Needs) -> list[int]:
-        """Places what a site's steering needs; returns its record."""
-
-        def row_of(key: bytes | None) -> int:
-            if key is None:
-                return -1
-            direction = needs.rows[key]
-            entry.rows.append(self._rows.take(key, lambda row: self.bank[row].copy_(direction)))
-            return entry.rows[-1]
-
-        delta = row_of(needs.delta)
-        if not needs.reads:
-            return [delta, needs.finish, 0, 0]
-        words = [
-            replace(read, source=row_of(source), target=row_of(target)).words()
-            for read, source, target in needs.reads
-        ]
-        words += [Read(Op.KEY).words()] * (MAX_READS - len(words))
-        content = torch.tensor(words, dtype=torch.int32)
-        program = self._programs.take(needs.program, lambda place: self.reads[place].copy_(content))
-        entry.programs.append(program)
-        return [delta, needs.finish, program, len(needs.reads)]
-
-    def _make_room(self, packed: list[dict[int, _Needs]]) -> None:
+    def _make_room(self, packed: Packed) -> None:
         """Drops idle plans, least recently used first, until everything fits; or an error, and none."""
-        every = [needs for sites in packed for needs in sites.values()]
-        slots = sum(bool(sites) for sites in packed)
-        rows = {key for needs in every for key in needs.rows}
-        programs = {needs.program for needs in every if needs.reads}
-        idle = [entry for entry in self._entries.values() if entry.holders == 0]
-        held = [entry for entry in self._entries.values() if entry.holders > 0]
-        self._check_room(held, slots, rows, programs)
-        for entry in idle:
+        self._check_room(self._held(), packed)
+        for entry in [one for one in self._entries.values() if one.holders == 0]:
             if (
-                len(self._free_slots) >= slots
-                and self._rows.free >= self._rows.missing(rows)
-                and self._programs.free >= self._programs.missing(programs)
+                len(self._free_slots) >= packed.slots
+                and self._rows.free >= self._rows.missing(packed.directions)
+                and self._programs.free >= self._programs.missing(packed.programs)
             ):
                 return
             self._evict(entry)
 
-    def _check_room(
-        self, held: list[Entry], slots: int, rows: set[bytes], programs: set[bytes]
-    ) -> None:
-        """SteerfastError if the plan would not fit even beside the plans in use alone."""
+    def _check_room(self, held: list[Entry], packed: Packed) -> None:
+        """TableFullError if the plan would not fit even beside the plans in use alone."""
         used_slots = sum(slot != UNSTEERED for entry in held for slot in entry.slots)
         used_rows = {row for entry in held for row in entry.rows}
         used_programs = {program for entry in held for program in entry.programs}
         wanted = {
-            "slots": (slots, self.records.shape[1], used_slots),
+            "slots": (packed.slots, self.records.shape[1], used_slots),
             "bank_rows": (
-                self._rows.missing(rows, used_rows),
+                self._rows.missing(packed.directions, used_rows),
                 self._rows.capacity,
                 len(used_rows),
             ),
             "programs": (
-                self._programs.missing(programs, used_programs),
+                self._programs.missing(packed.programs, used_programs),
                 self._programs.capacity,
                 len(used_programs),
             ),
@@ -209,12 +241,14 @@ class Table:
                 f"{what}={capacity} ({capacity - used} free)"
                 for what, (_, capacity, used) in wanted.items()
             )
-            raise SteerfastError(
+            raise TableFullError(
                 f"the table is full: the plan needs {needed} beside {len(held)} plans in use, but it was "
                 f"made with {room}; attach with more"
             )
 
     def _evict(self, entry: Entry) -> None:
+        if entry.last_use is not None:
+            torch.cuda.current_stream(self.device).wait_event(entry.last_use)
         del self._entries[entry.plan.digest]
         used = [slot for slot in entry.slots if slot != UNSTEERED]
         nothing = torch.tensor([UNSTEERED, 0, 0, 0], dtype=torch.int32)
@@ -229,34 +263,8 @@ class Table:
         self.version += 1
 
 
-@dataclass(frozen=True)
-class _Needs:
-    """A site's steering by content: rows {key: direction}, and keys where places will stand."""
-
-    finish: int
-    rows: dict[bytes, Tensor]
-    delta: bytes | None
-    reads: list[tuple[Read, bytes | None, bytes | None]]
-
-    @property
-    def program(self) -> bytes:
-        return repr(self.reads).encode()
-
-
-def _pack(phase: Phase) -> dict[int, _Needs]:
-    return {site: _needs(steering) for site, steering in phase.sites.items()}
-
-
-def _needs(steering: SiteSteering) -> _Needs:
-    rows: dict[bytes, Tensor] = {}
-
-    def key_of(direction: Tensor | None) -> bytes | None:
-        if direction is None:
-            return None
-        key = hashlib.sha256(direction.numpy().tobytes()).digest()
-        rows[key] = direction
-        return key
-
-    delta = key_of(steering.delta)
-    reads = [(read, key_of(source), key_of(target)) for read, source, target in steering.reads]
-    return _Needs(steering.finish, rows, delta, reads)
+def _write(tensor: Tensor, rows: dict[int, Tensor]) -> None:
+    """All new rows in one copy."""
+    if rows:
+        places = torch.tensor(list(rows), device=tensor.device)
+        tensor.index_copy_(0, places, torch.stack(list(rows.values())).to(tensor.device))

@@ -40,7 +40,7 @@ def test_the_examples_run():
     plans = {name: value for name, value in given.items() if isinstance(value, Plan)}
     assert set(plans) == {"remove", "fix", "turn", "both", "gated"}
     reads = {
-        name: sum(len(s.reads) for s in lower(plan)[0].sites.values())
+        name: sum(len(s.reads) for s in lower(plan).phases[0].sites.values())
         for name, plan in plans.items()
     }
     assert reads == {"remove": 1, "fix": 1, "turn": 2, "both": 2, "gated": 2}

@@ -18,7 +18,7 @@ A, B = vector(3.0, 4.0), vector(0.0, 2.0)
 
 
 def delta(plan, site="resid_post", layer=1, phase=0):
-    return lower(plan)[phase].sites[site_index(site, layer)].delta
+    return lower(plan).phases[phase].sites[site_index(site, layer)].delta
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_equal_uses_the_mean_norm_of_distinct_vectors_at_the_site():
 
 def test_constant_terms_collapse_into_one_delta():
     plan = Plan(tuple(Term(A, 0.1 * k) for k in range(1, 11)))
-    (phase,) = lower(plan)
+    (phase,) = lower(plan).phases
     assert len(phase.sites) == 1
     torch.testing.assert_close(delta(plan), 5.5 * torch.tensor([3.0, 4.0]))
 
@@ -55,17 +55,19 @@ def test_the_sum_is_rounded_once():
 
 def test_selectors_cut_phases():
     plan = Plan((Term(A, select="prompt"), Term(B, select="generated"), Term(B, 10.0)))
-    prompt, generated = lower(plan)
-    assert (prompt.name, prompt.start.from_prompt_end) == ("prompt", False)
-    assert (generated.name, generated.start.from_prompt_end) == ("generated", True)
+    lowered = lower(plan)
+    assert [phase.name for phase in lowered.phases] == ["prompt", "generated"]
+    assert lowered.course({"start": 0, "prompt_end": 5}) == [(0, 0), (5, 1)]
     assert torch.equal(delta(plan, phase=0), torch.tensor([3.0, 24.0]))
     assert torch.equal(delta(plan, phase=1), torch.tensor([0.0, 22.0]))
-    assert lower(steer(A, select="generated"))[0].sites == {}
+    only_generated = lower(steer(A, select="generated"))
+    assert [phase.name for phase in only_generated.phases] == ["generated"]
+    assert only_generated.course({"start": 0, "prompt_end": 5}) == [(0, -1), (5, 0)]
 
 
 def test_zero_coefficients_leave_the_site_alone():
-    assert lower(steer(A, 0.0))[0].sites == {}
-    assert lower(steer(A, -0.0, finish="preserve"))[0].sites == {}
+    assert lower(steer(A, 0.0)).phases[0].sites == {}
+    assert lower(steer(A, -0.0, finish="preserve")).phases[0].sites == {}
     opposite = Plan((Term(A, 1.0), Term(A, -1.0)), "preserve")
     assert torch.equal(delta(opposite), torch.zeros(2))  # active, so the finish applies
 

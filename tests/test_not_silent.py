@@ -154,7 +154,7 @@ def test_stream_scale_takes_the_norm_of_the_site():
     from steerfast.lowering import lower
     from steerfast.sites import site_index
 
-    (phase,) = lower(Plan((Term(vector(), 1.0, (2,), "stream", "resid_pre"),)))
+    (phase,) = lower(Plan((Term(vector(), 1.0, (2,), "stream", "resid_pre"),))).phases
     delta = phase.sites[site_index("resid_post", 1)].delta
     assert float(delta.norm()) == pytest.approx(3.0)  # the norm at layer 1's output
     with pytest.raises(ValueError, match="resid_pre of layer 0"):

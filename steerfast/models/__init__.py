@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from steerfast.models.generation import SteeredGenerate, SteeredPrepare
 from steerfast.models.handle import Handle, Report, Use
 from steerfast.models.llama import NextNorm, SteeredLayer, SteeredModel, SteeredNorm
 from steerfast.models.rebind import Rebindings
+from steerfast.sites import Site, site_index
 from steerfast.table import Table
 
 __all__ = ["Handle", "Report", "Use", "attach", "find_decoder"]
@@ -27,6 +29,7 @@ def attach(
     bank_rows: int | None = None,
     programs: int | None = None,
     backend: str | None = None,
+    measured: Iterable[tuple[Site, int]] = (),
 ) -> Handle:
     """Patch a Llama of transformers in place; ``handle.detach()`` undoes it exactly.
 
@@ -37,6 +40,8 @@ def attach(
         terms. Both by default ``slots * (layers + 1)``. All are fixed, so that compiled code and graphs never move.
     backend: cuda | triton | cpu | reference; None or "auto" takes the best there is (the reference
         for a float64 model, which the kernels do not know).
+    measured: sites, as ("resid_post", 12), where conditions of plans will be measured. Others are added when a plan
+        asks for them, but code that is compiled or captured by then does not look there.
 
     The model then behaves as before (bitwise in the residual stream) until ``handle.use(plan)``.
     Raises TypeError for something that is no module, SteerfastError for a model that is no Llama, is
@@ -45,7 +50,8 @@ def attach(
     decoder, path = find_decoder(model)
     check_decoder(decoder, path)
     check_peft(model)
-    shared = _forward_pass(decoder, slots, bank_rows, programs, backend)
+    sites = frozenset(site_index(site, layer) for site, layer in measured)
+    shared = _forward_pass(decoder, slots, bank_rows, programs, backend, sites)
     rebindings = Rebindings()
     name = str(getattr(decoder.config, "_name_or_path", ""))
     _rebind_decoder(decoder, path, shared, rebindings)
@@ -54,7 +60,12 @@ def attach(
 
 
 def _forward_pass(
-    decoder: Any, slots: int, bank_rows: int | None, programs: int | None, backend: str | None
+    decoder: Any,
+    slots: int,
+    bank_rows: int | None,
+    programs: int | None,
+    backend: str | None,
+    measured: frozenset[int],
 ) -> ForwardPass:
     weight = decoder.layers[0].input_layernorm.weight
     # An offloaded model's weights are on meta; the table then follows the first input.
@@ -64,7 +75,7 @@ def _forward_pass(
     chosen = backends.resolve(backend, device)
     layers, width = len(decoder.layers), int(decoder.config.hidden_size)
     table = Table(layers, width, slots=slots, bank_rows=bank_rows, programs=programs, device=device)
-    return ForwardPass(table, chosen)
+    return ForwardPass(table, chosen, measured)
 
 
 def _rebind_decoder(decoder: Any, path: str, shared: ForwardPass, rebindings: Rebindings) -> None:
@@ -97,13 +108,13 @@ def _rebind_generation(
 ) -> None:
     from transformers import GenerationMixin
 
-    shared.knows_generate = False
+    shared.routing.knows_generate = False
     for name, module in model.named_modules():
         if isinstance(module, GenerationMixin) and any(m is decoder for m in module.modules()):
             where, prepare = name or "model", "prepare_inputs_for_generation"
             rebindings.rebind(module, where, "generate", partial(SteeredGenerate, shared))
             rebindings.rebind(module, where, prepare, partial(SteeredPrepare, shared))
-            shared.knows_generate = True
+            shared.routing.knows_generate = True
 
 
 def _ignoring(ours: Any, original: Any) -> Any:

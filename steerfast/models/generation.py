@@ -1,44 +1,122 @@
-"""``generate``, patched: it knows the prompt lengths and fills the route before every step.
+"""``generate``, patched: it knows where prompts end and fills the route before every step.
 
-Positions come from the 2-D mask that ``prepare_inputs_for_generation`` is given, so KV cache, left
-padding, beams, chunked prefill and speculative decoding need no special case, and a compiled model
-finds its route ready in fixed buffers.
+Positions of the prompt come from the 2-D mask that ``prepare_inputs_for_generation`` is given; behind it every
+column is a token. So KV cache, left padding, beams, chunked prefill and speculative decoding need no special
+case, and a compiled model finds its route ready in fixed buffers.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from steerfast.models.forward_pass import ForwardPass, Generation
+import numpy as np
+from torch import Tensor
+
+from steerfast.errors import SteerfastError
+from steerfast.models.positions import prompts_of
+from steerfast.models.routing import Routing
+from steerfast.table import Entry
+
+
+class Generation:
+    """One call of ``generate``.
+
+    tokens: the ids of the prompts [R, T], None where embeddings were given. mask: theirs. width: columns of the
+    prompt, padding and tokens that a given cache already holds included.
+    """
+
+    def __init__(self, tokens: Tensor | None, mask: Tensor | None, width: int) -> None:
+        self.tokens, self.mask, self.width = tokens, mask, width
+        self._complete = False  # the whole prompt has been seen, so its lengths are final
+        self._lengths: tuple[int, ...] = ()
+        self._requests: Sequence[Entry | None] = ()
+
+    def route(
+        self, routing: Routing, batch: int, length: int, mask: Tensor | None, cache: Any
+    ) -> None:
+        """Route the next ``length`` columns of every row."""
+        seen = self._seen(mask, length, cache)
+        if not self._complete:
+            self._learn(routing, batch, mask, seen)
+        if len(self._lengths) != batch:
+            raise SteerfastError(
+                f"generate changed its batch from {len(self._lengths)} to {batch} rows; this "
+                "generation strategy is not supported"
+            )
+        if routing.requests is not self._requests:  # other plans since the last step
+            routing.begin_generation(self._lengths, self._prompts(routing), seen, going_on=True)
+            self._requests = routing.requests
+        if self._complete and seen >= self.width:
+            routing.decode_step(np.array(self._lengths) + (seen - self.width), length)
+        else:
+            routing.prompt_step(batch, length, mask, seen, self.width)
+
+    @staticmethod
+    def _seen(mask: Tensor | None, length: int, cache: Any) -> int:
+        """How many columns came before. A static cache keeps its length on the device: the mask says it too."""
+        seen = 0 if cache is None else cache.get_seq_length()
+        if isinstance(seen, int):
+            return seen
+        return int(seen) if mask is None else mask.shape[1] - length
+
+    def _learn(self, routing: Routing, batch: int, mask: Tensor | None, seen: int) -> None:
+        """P of every row: the real tokens of its prompt."""
+        missing = 0
+        if mask is None:
+            lengths = [max(self.width, seen)] * batch
+        else:
+            # Speculative decoding may show candidates behind the prompt already; and of a prompt that comes in
+            # chunks, whatever is still missing is prompt.
+            lengths = (mask[:, : self.width] != 0).sum(-1).tolist()
+            missing = max(self.width - mask.shape[1], 0)
+        known = tuple(length + missing for length in lengths)
+        if known != self._lengths:
+            going_on = bool(self._lengths)
+            self._lengths = known
+            routing.begin_generation(known, self._prompts(routing), seen, going_on=going_on)
+            self._requests = routing.requests
+        self._complete = missing == 0
+
+    def _prompts(self, routing: Routing) -> list[list[int]] | None:
+        """The prompts' ids, row by row, where a plan looks for a sequence in them."""
+        sought = any(entry is not None and entry.lowered.sequences for entry in routing.requests)
+        if not sought or self.tokens is None or self.tokens.shape[1] != self.width:
+            return None
+        each = prompts_of(self.tokens, self.mask, None)
+        share = len(self._lengths) // len(each)
+        return [prompt for prompt in each for _ in range(share)]
 
 
 class SteeredGenerate:
     """Stands in for ``model.generate``."""
 
-    def __init__(self, shared: ForwardPass, original: Callable[..., Any]) -> None:
+    def __init__(self, shared: Any, original: Callable[..., Any]) -> None:
         self.shared, self.original = shared, original
         self.__signature__ = inspect.signature(original)  # transformers inspects it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shared = self.shared
         given = args[0] if args else kwargs.get("inputs")
-        candidates = (given, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-        prompt = next((tensor for tensor in candidates if tensor is not None), None)
+        ids = given if given is not None else kwargs.get("input_ids")
+        embeds = kwargs.get("inputs_embeds")
+        prompt = ids if ids is not None else embeds
         if prompt is None:  # transformers starts from the BOS token
             batch, width = 1, 1
         else:
             batch, width = prompt.shape[0], prompt.shape[1]
         mask = kwargs.get("attention_mask")
-        if mask is not None and mask.ndim == 2:  # covers a given cache, which the prompt may not
-            width = mask.shape[1]
-        if shared.count is not None and batch != shared.count:
+        flat = mask if mask is not None and mask.ndim == 2 else None
+        if flat is not None:  # covers a given cache, which the prompt may not
+            width = flat.shape[1]
+        plans = shared.routing.count
+        if plans is not None and batch != plans:
             raise ValueError(
-                f"use() was given {shared.count} plans, but generate got {batch} prompts; give one "
+                f"use() was given {plans} plans, but generate got {batch} prompts; give one "
                 "plan (or None) per prompt, or a single plan for all"
             )
-        outer, shared.generation = shared.generation, Generation(width)
+        outer, shared.generation = shared.generation, Generation(ids, flat, width)
         try:
             return self.original(*args, **kwargs)
         finally:
@@ -49,7 +127,7 @@ class SteeredGenerate:
 class SteeredPrepare:
     """Stands in for ``model.prepare_inputs_for_generation``."""
 
-    def __init__(self, shared: ForwardPass, original: Callable[..., Any]) -> None:
+    def __init__(self, shared: Any, original: Callable[..., Any]) -> None:
         self.shared, self.original = shared, original
         self.__signature__ = inspect.signature(original)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfast.errors import SteerfastError
+from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.rebind import Rebindings
 from steerfast.plan import Plan
@@ -56,10 +56,25 @@ class Use:
     """Plans in force from the call of ``use`` until the ``with`` block (or ``close``) ends."""
 
     def __init__(
-        self, handle: Handle, entries: list[Entry | None], single: bool, lengths: Tensor | None
+        self,
+        handle: Handle,
+        entries: list[Entry | None],
+        single: bool,
+        lengths: Sequence[int] | None,
+        prompts: Sequence[Sequence[int]] | None,
     ) -> None:
         self._handle = handle
-        self.entries, self.single, self.prompt_lengths = entries, single, lengths
+        self.entries, self.single = entries, single
+        self.prompt_lengths, self.prompts = lengths, prompts
+
+    def change(self, plans: Plans) -> None:
+        """Steer by other plans, as many as before, from the next forward on: the next token of a generation under
+        way. Their terms, coefficients and schedules may be any; a condition must be the one that was there.
+
+        Where the table has no room for both, the new plan takes the old one's place in it.
+        Raises as ``use`` does; the plans in force stay then.
+        """
+        self._handle._change(self, plans)
 
     def close(self) -> None:
         """End it; the plans in force before return. Harmless twice."""
@@ -104,7 +119,13 @@ class Handle:
         """The backend that runs the ops: cpu, reference, ..."""
         return self._shared.backend
 
-    def use(self, plans: Plans, *, prompt_lengths: Tensor | Sequence[int] | None = None) -> Use:
+    def use(
+        self,
+        plans: Plans,
+        *,
+        prompt_lengths: Tensor | Sequence[int] | None = None,
+        prompts: Sequence[Sequence[int]] | None = None,
+    ) -> Use:
         """Steer by ``plans`` from now until the returned context ends.
 
             with handle.use(plan): ...                       # every row
@@ -112,11 +133,30 @@ class Handle:
 
         In ``generate``, one plan per prompt (its beams and samples share it). In a bare forward all
         tokens count as prompt, unless ``prompt_lengths`` [B] says how many real tokens of each row
-        are. Inside another ``use`` the inner one replaces it, and it returns on exit.
+        are, or ``prompts`` gives their token ids. Inside another ``use`` the inner one replaces it, and it
+        returns on exit.
 
         Raises ValueError for a plan that does not fit the model, SteerfastError if the table is full
         or the handle is detached; warns if a vector names another model. Nothing changes then.
         """
+        single, wanted = self._checked(plans)
+        lengths = (
+            None
+            if prompt_lengths is None
+            else [int(length) for length in torch.as_tensor(prompt_lengths).tolist()]
+        )
+        use = Use(self, self._acquire(wanted), single, lengths, prompts)
+        try:
+            self._assign(use)
+        except Exception:
+            self._release(use.entries)
+            self._activate()
+            raise
+        self._stack.append(use)
+        return use
+
+    def _checked(self, plans: Plans) -> tuple[bool, list[Plan | None]]:
+        """(one for all rows, [plan or None]), all of which fit the model."""
         if not self._attached:
             raise SteerfastError("this handle is detached; attach the model again")
         single = plans is None or isinstance(plans, Plan)
@@ -132,35 +172,54 @@ class Handle:
                 raise TypeError(f"use() takes plans (or None), got {type(plan).__name__}")
             self.table.check(plan)
             self._warn_of_other_model(plan)
-        lengths = (
-            None if prompt_lengths is None else torch.as_tensor(prompt_lengths, dtype=torch.int64)
-        )
+        return single, wanted
+
+    def _change(self, use: Use, plans: Plans) -> None:
+        if use not in self._stack:
+            raise SteerfastError("this use() has ended; call handle.use(...) again")
+        single, wanted = self._checked(plans)
+        if single != use.single or len(wanted) != len(use.entries):
+            raise ValueError(
+                f"change() was given {'one plan for all rows' if single else f'{len(wanted)} plans'}, but this use() has "
+                f"{'one for all rows' if use.single else f'{len(use.entries)}'}"
+            )
+        before = use.entries
+        try:
+            use.entries = self._acquire(wanted)
+        except TableFullError:
+            if len(wanted) > 1 or before[0] is None or wanted[0] is None:
+                raise
+            use.entries = [self.table.exchange(before[0], wanted[0])]
+        else:
+            self._release(before)
+        self._activate()
+
+    def _acquire(self, plans: list[Plan | None]) -> list[Entry | None]:
+        """Entries for all, or an error and none."""
         entries: list[Entry | None] = []
         try:
-            for plan in wanted:
+            for plan in plans:
                 entries.append(None if plan is None else self.table.acquire(plan))
         except Exception:
             self._release(entries)
             raise
-        use = Use(self, entries, single, lengths)
-        self._stack.append(use)
-        self._activate()
-        return use
+        return entries
 
     def report(self) -> Report:
         """What the last forward steered, read back from the route that the kernels used."""
-        shared = self._shared
+        shared, routing = self._shared, self._shared.routing
         rows = shared.shape[0] * shared.shape[1]
-        slots = Counter(shared.row_slot[:rows].tolist())
+        row_slot, row_gain = routing.rows.slot[:rows], routing.rows.gain[:rows]
+        slots = Counter(torch.where(row_gain != 0, row_slot, UNSTEERED).tolist())
         lines = []
-        served = {entry.plan.digest: entry for entry in shared.served if entry is not None}
+        served = {entry.plan.digest: entry for entry in routing.served if entry is not None}
         for digest, entry in served.items():
             for slot, phase in zip(entry.slots, entry.phases, strict=True):
                 for site in sorted(phase.sites) if slots[slot] else ():
                     lines.append(
                         SteeredRows(site_name(site), slot, digest, phase.name, slots[slot])
                     )
-        steered = sum(count for slot, count in slots.items() if slot != UNSTEERED)
+        steered = sum(number for slot, number in slots.items() if slot != UNSTEERED)
         return Report(rows, steered, tuple(lines))
 
     def detach(self) -> None:
@@ -183,10 +242,12 @@ class Handle:
 
     def _activate(self) -> None:
         if self._stack:
-            top = self._stack[-1]
-            self._shared.assign(top.entries, top.single, top.prompt_lengths)
+            self._assign(self._stack[-1])
         else:
-            self._shared.assign((None,))
+            self._shared.routing.assign((None,))
+
+    def _assign(self, use: Use) -> None:
+        self._shared.routing.assign(use.entries, use.single, use.prompt_lengths, use.prompts)
 
     def _end(self, use: Use) -> None:
         if use not in self._stack:
@@ -208,5 +269,5 @@ class Handle:
                 warnings.warn(
                     f"vector {term.vector.name!r} was extracted from {there!r}, but this model is {here!r}; "
                     "a direction rarely means the same in another model",
-                    stacklevel=3,
+                    stacklevel=4,
                 )

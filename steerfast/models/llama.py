@@ -100,12 +100,11 @@ class SteeredLayer:
         }
         layer, shared = self.layer, self.shared
         rows = hidden_states.shape[0] * hidden_states.shape[1]
-        if not shared.running or rows != shared.row_slot.shape[0]:
+        if not shared.running or rows != shared.routing.rows.slot.shape[0]:
             shared.route_alone(rows)
         if layer.training and layer.gradient_checkpointing:
             return self._checkpointed(hidden_states, attention)
-        mid, post = shared.steering(self.mid_site), shared.steering(self.post_site)
-        return self._run(hidden_states, attention, mid, post, hand_over=True)
+        return self._run(hidden_states, attention, shared.steering, hand_over=True)
 
     def _checkpointed(self, hidden_states: Tensor, attention: dict[str, Any]) -> Tensor:
         """Under gradient checkpointing the layer is one function that backward runs a second time: no
@@ -116,8 +115,9 @@ class SteeredLayer:
                 "recomputation in backward would read the plans in force then, not those of the forward"
             )
         attention |= {"past_key_values": None, "use_cache": False}
-        mid, post = self.shared.frozen(self.mid_site), self.shared.frozen(self.post_site)
-        run = partial(self._run, attention=attention, mid=mid, post=post, hand_over=False)
+        frozen = {site: self.shared.frozen(site) for site in (self.mid_site, self.post_site)}
+        steering = frozen.__getitem__
+        run = partial(self._run, attention=attention, steering=steering, hand_over=False)
         checkpoint: Callable[..., Tensor] = self.layer._gradient_checkpointing_func
         return checkpoint(run, hidden_states)
 
@@ -125,8 +125,7 @@ class SteeredLayer:
         self,
         hidden_states: Tensor,
         attention: dict[str, Any],
-        mid: Steering,
-        post: Steering,
+        steering: Callable[[int], Steering],
         hand_over: bool,
     ) -> Tensor:
         layer, shared, fusing = self.layer, self.shared, self.shared.fusing
@@ -137,24 +136,28 @@ class SteeredLayer:
         branch, _ = layer.self_attn(hidden_states=normed, **attention)
         if branch.dtype is not stream.dtype:
             branch, stream = _same_dtype(branch, stream)
+        site = steering(self.mid_site)
         if fusing and _at_hand(mid_norm, self.norm_class, stream):
             stream, normed = shared.ops.steer_add_rms_norm(
-                branch, stream, mid_norm.weight, mid_norm.variance_epsilon, mid
+                branch, stream, mid_norm.weight, mid_norm.variance_epsilon, site
             )
         else:
-            stream = shared.ops.steer_add(branch, stream, mid)
+            stream = shared.ops.steer_add(branch, stream, site)
             normed = mid_norm(stream)
+        shared.measure(stream, self.mid_site)
         branch = layer.mlp(normed)
         if branch.dtype is not stream.dtype:
             branch, stream = _same_dtype(branch, stream)
         norm = self._next_norm(stream) if fusing and hand_over else None
+        site = steering(self.post_site)
         if norm is None:
-            stream = shared.ops.steer_add(branch, stream, post)
+            stream = shared.ops.steer_add(branch, stream, site)
         else:
             stream, normed = shared.ops.steer_add_rms_norm(
-                branch, stream, norm.weight, norm.variance_epsilon, post
+                branch, stream, norm.weight, norm.variance_epsilon, site
             )
             shared.offer(stream, norm, normed)
+        shared.measure(stream, self.post_site)
         return stream
 
     def _next_norm(self, stream: Tensor) -> Any:
@@ -236,28 +239,40 @@ class SteeredModel:
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        if (input_ids is None) != (inputs_embeds is None):  # else transformers' own error follows
-            given = input_ids if inputs_embeds is None else inputs_embeds
-            self._check_layers()
-            weight = self.model.embed_tokens.weight
-            device = given.device if weight.device.type == "meta" else weight.device  # type: ignore[union-attr]
-            shape = given.shape[:2]  # type: ignore[union-attr]
-            self.shared.fusing = not _global_hooks()
-            self.shared.begin(shape, attention_mask, position_ids, past_key_values, device)
-            if inputs_embeds is None:
-                inputs_embeds = self.model.embed_tokens(input_ids)
-            inputs_embeds, input_ids = self._steered(inputs_embeds), None
+        inputs: dict[str, Any] = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            **kwargs,
+        }
+        cache: dict[str, Any] = {"past_key_values": past_key_values, "use_cache": use_cache}
+        if (input_ids is None) == (inputs_embeds is None):  # transformers' own error follows
+            return self.original(
+                input_ids=input_ids, inputs_embeds=inputs_embeds, **inputs, **cache
+            )
+        self._check_layers()
+        shared = self.shared
+        shared.fusing = not _global_hooks()
+        given: Any = input_ids if inputs_embeds is None else inputs_embeds
+        shared.begin(
+            given, self._device(given), input_ids, attention_mask, position_ids, past_key_values
+        )
+        if inputs_embeds is None:
+            inputs_embeds = self.model.embed_tokens(input_ids)
+        if not torch.compiler.is_compiling() and shared.routing.measure_first:
+            # Rows behind the prompt depend, in every layer, on what conditions read at its end.
+            with torch.no_grad(), shared.routing.reading_only():
+                self._run(inputs_embeds, {**inputs, "past_key_values": None, "use_cache": False})
+        return self._run(inputs_embeds, {**inputs, **cache})
+
+    def _device(self, given: Tensor) -> torch.device:
+        """Where the layers run. Of an offloaded model the inputs know."""
+        at: torch.device = self.model.embed_tokens.weight.device
+        return given.device if at.type == "meta" else at
+
+    def _run(self, embeddings: Tensor, inputs: dict[str, Any]) -> Any:
         self.shared.running = True
         try:
-            return self.original(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                inputs_embeds=inputs_embeds,
-                use_cache=use_cache,
-                **kwargs,
-            )
+            return self.original(input_ids=None, inputs_embeds=self._steered(embeddings), **inputs)
         finally:
             self.shared.running = False
 
@@ -266,10 +281,13 @@ class SteeredModel:
         shared, site = self.shared, self.shared.steering(0)
         norm = self.first.ready(stream) if shared.fusing else None
         if norm is None:
-            alone: Tensor = shared.ops.steer(stream, site)
-            return alone
-        stream, normed = shared.ops.steer_rms_norm(stream, norm.weight, norm.variance_epsilon, site)
-        shared.offer(stream, norm, normed)
+            stream = shared.ops.steer(stream, site)
+        else:
+            stream, normed = shared.ops.steer_rms_norm(
+                stream, norm.weight, norm.variance_epsilon, site
+            )
+            shared.offer(stream, norm, normed)
+        shared.measure(stream, 0)
         return stream
 
     def _check_layers(self) -> None:

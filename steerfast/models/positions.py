@@ -1,0 +1,50 @@
+"""Absolute positions of a batch's tokens, from a padding mask, position ids or a cache's length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def positions_of(
+    mask: Tensor | None,
+    position_ids: Tensor | None,
+    seen: int | Tensor,
+    length: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor | None]:
+    """(positions [B or 1, T] int64, real [B, T] or None) of the ``length`` tokens after the ``seen`` of a cache.
+
+    mask: [B, seen + T], zero for padding, which has no position. ValueError for a mask that is too short.
+    """
+    here = torch.arange(length, device=device) + seen
+    if mask is not None:
+        mask = mask.to(device)
+        if isinstance(seen, int) and mask.shape[1] < seen + length:
+            raise ValueError(
+                f"attention_mask covers {mask.shape[1]} tokens, but the cache holds {seen} and "
+                f"{length} more come; pass the mask of the whole sequence"
+            )
+        positions = mask.to(torch.int64).cumsum(-1) - 1
+        return positions.index_select(1, here), mask.index_select(1, here)
+    if position_ids is not None:
+        return position_ids.to(device, torch.int64), None
+    return here.unsqueeze(0), None
+
+
+def prompts_of(
+    tokens: Tensor, mask: Tensor | None, lengths: Sequence[int] | None
+) -> list[list[int]]:
+    """The token ids of each row's prompt: what is not padding, and no more than its length."""
+    rows = tokens.tolist()
+    if mask is not None:
+        kept = (mask[:, : tokens.shape[1]] != 0).tolist()
+        rows = [
+            [token for token, real in zip(row, reals, strict=True) if real]
+            for row, reals in zip(rows, kept, strict=True)
+        ]
+    if lengths is None:
+        return rows
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]

@@ -1,0 +1,374 @@
+"""Where the route of each forward comes from: plans in use, prompts, masks and caches.
+
+Three ways lead here: a forward of its own (``bare``), a step of ``generate`` (``step``), and a packed batch of a
+serving engine (``packed``). What cannot be determined is an error before any layer runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steerfast.errors import SteerfastError
+from steerfast.itinerary import Itinerary, itinerary
+from steerfast.models.positions import positions_of, prompts_of
+from steerfast.route import SEATS, Route, RowBuffers, Rows
+from steerfast.router import make_router
+from steerfast.table import UNSTEERED, Entry, Table
+from steerfast.verdicts import Verdicts
+
+_keys = count()
+_by_key: weakref.WeakValueDictionary[int, Routing] = weakref.WeakValueDictionary()
+
+
+class Routing:
+    """The requests in use and the route of the forward in progress."""
+
+    def __init__(self, table: Table, measured: frozenset[int] = frozenset()) -> None:
+        self.table = table
+        self.measured = measured  # sites where conditions read; compiled code reads at all of them
+        self.requests: tuple[Entry | None, ...] = (None,)
+        self.served: tuple[Entry | None, ...] = (None,)  # those of the last forward, for its report
+        # How many rows ``use`` was given plans for; None: one plan for all rows.
+        self.count: int | None = None
+        self.lengths: tuple[int, ...] | None = None
+        self.prompts: tuple[tuple[int, ...], ...] | None = None
+        self.active = False  # something is steered
+        self.conditional = False  # some plan has a condition
+        self.measuring = False  # this forward reads prompts for conditions
+        self.measure_first = False  # and has rows that depend on what it will read
+        self.knows_generate = True  # the model that generates is patched too
+        self._unknown: SteerfastError | None = None  # why a bare forward cannot be routed
+        self._start(table.device)
+        self.rows = self.buffers.idle(1)
+
+    def _start(self, device: torch.device) -> None:
+        self.key = next(_keys)
+        _by_key[self.key] = self
+        self.route = Route(device)
+        self.verdicts = Verdicts(self.route.seats, device)
+        self.router = make_router(SEATS)
+        self.buffers = RowBuffers(device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
+        """A copy of an attached model is idle. Under ``use`` there is none: nobody could end it there."""
+        if self.active:
+            raise SteerfastError(
+                "a model cannot be copied while a plan is in use, since nobody could end it on the copy; "
+                "end use() first, or copy the model before attaching it"
+            )
+        twin = Routing(copy.deepcopy(self.table, memo), self.measured)
+        memo[id(self)] = twin
+        twin.knows_generate = self.knows_generate
+        return twin
+
+    def to(self, device: torch.device) -> None:
+        """Follow the model to another device."""
+        self.table.to(device)
+        self.route.to(device)
+        self.buffers.to(device)
+        self.verdicts = Verdicts(self.route.seats, device)
+        self._assign_bare()
+
+    # -- what is in use ---------------------------------------------------------------------------
+
+    def assign(
+        self,
+        requests: Sequence[Entry | None],
+        single: bool = True,
+        lengths: Sequence[int] | None = None,
+        prompts: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Set what the next forwards steer by: one request for all rows (``single``), or one a row.
+
+        lengths, prompts: of the rows of a bare forward; ``generate`` finds its own.
+        """
+        self.requests = tuple(requests)
+        self.count = None if single else len(self.requests)
+        self.active = any(entry is not None for entry in self.requests)
+        self.prompts = None if prompts is None else tuple(tuple(prompt) for prompt in prompts)
+        if lengths is None and self.prompts is not None:
+            lengths = [len(prompt) for prompt in self.prompts]
+        self.lengths = None if lengths is None else tuple(int(length) for length in lengths)
+        conditions = [entry.plan.condition for entry in self.requests if entry is not None]
+        sites = {test.measured_at for one in conditions if one is not None for test in one.tests}
+        self.conditional = bool(sites)
+        self.measured = self.measured | sites
+        self._assign_bare()
+
+    def _assign_bare(self) -> None:
+        """Fill the device's tensors for forwards outside of ``generate``, as far as their prompts are known."""
+        self._unknown = None
+        rows = len(self.requests) if self.lengths is None else len(self.lengths)
+        single = self.count is None and rows == 1
+        entries = self.requests * rows if self.count is None else self.requests
+        try:
+            self._assign_rows(entries, self.lengths, self.prompts, single)
+        except SteerfastError as error:
+            self._unknown = error
+
+    def _assign_rows(
+        self,
+        entries: Sequence[Entry | None],
+        lengths: Sequence[int] | None,
+        prompts: Sequence[Sequence[int]] | None,
+        single: bool = False,
+    ) -> list[Itinerary]:
+        """Itineraries and conditions of each row of a batch, into the tensors that routes are made of."""
+        plans = len(entries)
+        for name, given in (("prompt lengths", lengths), ("prompts", prompts)):
+            if given is not None and len(given) != plans:
+                raise ValueError(f"use() was given {len(given)} {name}, but {plans} plans")
+        each = [
+            itinerary(
+                entry,
+                None if lengths is None else lengths[row],
+                None if prompts is None else prompts[row],
+            )
+            for row, entry in enumerate(entries)
+        ]
+        conditional = [entry for entry in entries if entry is not None and entry.plan.condition]
+        if conditional and lengths is None:
+            raise SteerfastError(
+                f"plan {conditional[0].plan.digest[:8]} has a condition, which is decided at the prompt's end, and a "
+                "forward outside of generate does not know it; say where it is: handle.use(plans, prompt_lengths=[...])"
+            )
+        self.route.assign(each, single)
+        if self.route.seats > self.verdicts.seats:
+            self.verdicts = Verdicts(self.route.seats, self.table.device)
+        known: Sequence[int | None] = lengths or [None] * plans
+        self.verdicts.assign(list(zip(entries, known, strict=True)))
+        return each
+
+    def check_batch(self, batch: int, exact: bool) -> None:
+        """ValueError unless the plans in use fit a batch of this many rows."""
+        plans = self.count
+        if plans is None or (batch == plans if exact else batch % plans == 0):
+            return
+        raise ValueError(
+            f"use() was given {plans} plans, but the batch has {batch} rows; give one plan (or None) "
+            "per prompt, or a single plan for all"
+        )
+
+    @property
+    def by_position(self) -> bool:
+        """Whether any plan in use asks where its prompt ends."""
+        return any(
+            entry is not None
+            and (entry.lowered.origins or entry.plan.schedule or entry.plan.condition)
+            for entry in self.requests
+        )
+
+    # -- a forward of its own ----------------------------------------------------------------------
+
+    def bare(
+        self,
+        like: Tensor,
+        tokens: Tensor | None,
+        mask: Tensor | None,
+        position_ids: Tensor | None,
+        seen: int | Tensor,
+        mask_kind: str,
+        in_generate: bool,
+    ) -> Rows:
+        """The rows of a forward whose positions nobody has prepared.
+
+        like: [B, T, ...]. tokens: [B, T] ids, where the model got ids. mask: 2-D, of the whole sequence.
+        seen: how many tokens the cache holds. mask_kind: what the mask was, if it is not 2-D.
+        """
+        batch, length = like.shape[:2]
+        self.served = self.requests
+        self.measuring = self.measure_first = False
+        self.check_batch(batch, exact=not in_generate)
+        if not self.active:
+            return self.buffers.idle(batch * length)
+        if in_generate and self.by_position:
+            raise SteerfastError(
+                "generate called the model with rows that it had not prepared (guidance or another "
+                "extra pass), so prompt and generated tokens cannot be told apart there; use plans "
+                "that select 'all' tokens with this strategy"
+            )
+        self._check_knowledge(batch, tokens, mask, seen)
+        if mask_kind:
+            raise SteerfastError(
+                f"a {mask_kind} attention mask does not tell padding from tokens, and padding is never "
+                "steered; pass a 2-D attention_mask, or none if there is no padding"
+            )
+        if self.route.reserve(batch):
+            self.to(self.table.device)
+        positions, real = positions_of(mask, position_ids, seen, length, self.table.device)
+        rows = self.route.look_up(batch, positions, real)
+        return self._with_verdicts(rows, length, seen) if self.conditional else rows
+
+    def _check_knowledge(
+        self, batch: int, tokens: Tensor | None, mask: Tensor | None, seen: int | Tensor
+    ) -> None:
+        """What the plans in use ask of the prompts is known, or an error."""
+        if self.lengths is not None and len(self.lengths) != batch:
+            raise ValueError(
+                f"use() was given {len(self.lengths)} prompt lengths, but the batch has {batch} rows"
+            )
+        if self.lengths is None and not self.knows_generate and self.by_position and seen:
+            raise SteerfastError(
+                "the model that generates is not attached, only its decoder, so prompt and generated "
+                "tokens cannot be told apart; attach the LlamaForCausalLM, or give prompt_lengths"
+            )
+        if self._unknown is None:
+            return
+        if self.prompts is None and tokens is not None and isinstance(seen, int) and seen == 0:
+            # The whole prompt is at hand, so a sequence in it can be found.
+            entries = self.requests * batch if self.count is None else self.requests
+            prompts = prompts_of(tokens, mask, self.lengths)
+            self._assign_rows(entries, self.lengths, prompts)
+            self._unknown = None
+            return
+        raise self._unknown
+
+    def _with_verdicts(self, rows: Rows, length: int, seen: int | Tensor) -> Rows:
+        """For plans with conditions: start anew with a new prompt, and put what is decided into the gains."""
+        self.measuring = True
+        if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            begun = int(seen)
+            assert self.lengths is not None
+            shortest = min(
+                length
+                for entry, length in zip(self._each(), self.lengths, strict=True)
+                if entry is not None and entry.plan.condition
+            )
+            if begun == 0:
+                self.verdicts.reset()
+                self.measure_first = length > shortest
+            self.measuring = begun < max(self.lengths)
+        return rows._replace(gain=self.verdicts.gain(rows.base, rows.seat))
+
+    def _each(self) -> tuple[Entry | None, ...]:
+        assert self.lengths is not None
+        return self.requests * len(self.lengths) if self.count is None else self.requests
+
+    # -- a step of generate ----------------------------------------------------------------------------
+
+    def begin_generation(
+        self,
+        lengths: Sequence[int],
+        prompts: Sequence[Sequence[int]] | None,
+        seen: int,
+        going_on: bool,
+    ) -> None:
+        """Rows of a generation and where their prompts end. Each of the plans serves an equal share.
+
+        going_on: the prompt has been read, in part or whole, so that only conditions that were there can be kept.
+        """
+        share = len(lengths) // len(self.requests)
+        entries = [entry for entry in self.requests for _ in range(share)]
+        averaging = [
+            one for one in entries if one and one.plan.condition and one.plan.condition.averages
+        ]
+        if averaging and seen and not going_on:
+            raise SteerfastError(
+                f"plan {averaging[0].plan.digest[:8]} has a condition that averages over the prompt, but a cache brings "
+                f"{seen} of its tokens; generate without it, or test the last token only"
+            )
+        kept = self.verdicts.keep(entries) if going_on else None
+        each = self._assign_rows(entries, lengths, prompts)
+        if kept is not None:
+            self.verdicts.restore(kept)
+        if len(each) > self.router.seats:
+            self.router = make_router(self.route.seats)
+        for seat, one in enumerate(each):
+            self.router.set(seat, *(list(part) for part in one))  # type: ignore[arg-type]
+
+    def prompt_step(
+        self, batch: int, length: int, mask: Tensor | None, seen: int | Tensor, width: int
+    ) -> None:
+        """Fill the buffers for tokens of the prompt (and perhaps some behind it), by their mask."""
+        positions, real = positions_of(mask, None, seen, length, self.table.device)
+        rows = self.route.look_up(batch, positions, real)
+        self.served = self.requests
+        self.measuring = self.conditional
+        self.measure_first = self.conditional and int(seen) == 0 and length > width
+        if self.conditional:
+            rows = rows._replace(gain=self.verdicts.gain(rows.base, rows.seat))
+        self.rows = self.buffers.at(batch * length)
+        for buffer, values in zip(self.rows, rows, strict=True):
+            buffer.copy_(values)
+
+    def decode_step(self, first: NDArray[np.int64], length: int) -> None:
+        """Fill the buffers for ``length`` generated tokens of every row, from positions ``first`` on."""
+        self.served = self.requests
+        self.measuring = self.measure_first = False
+        batch = len(first)
+        if not self.active:
+            self.rows = self.buffers.unsteered(batch * length)
+            return
+        counts = np.full(batch, length)
+        seats = np.arange(batch)
+        self.rows = self.buffers.fill(
+            batch * length, lambda rows: self.router.fill(seats, first, counts, rows)
+        )
+        if self.conditional:
+            self.rows.gain.copy_(self.verdicts.gain(self.rows.base, self.rows.seat))
+
+    def nothing(self, rows: int) -> None:
+        """For a layer called by itself: no row is steered."""
+        self.served = self.requests
+        self.measuring = self.measure_first = False
+        self.rows = self.buffers.idle(rows)
+
+    @contextmanager
+    def reading_only(self) -> Iterator[None]:
+        """A pass over the same rows that steers nothing and lets conditions read; then gains are known."""
+        rows = self.rows
+        self.rows = rows._replace(slot=torch.full_like(rows.slot, UNSTEERED))
+        try:
+            yield
+        finally:
+            self.measuring = False
+            self.rows = rows
+        rows.gain.copy_(self.verdicts.gain(rows.base, rows.seat))
+
+    def measure(self, stream: Tensor, site: int) -> None:
+        """Let conditions read a site's stream; from here on gains are what was decided."""
+        gain = self.verdicts.measure(stream, site, self.rows, self.table.bank)
+        self.rows = self.rows._replace(gain=gain)
+
+
+def _bare_by_key(
+    like: Tensor,
+    tokens: Tensor | None,
+    mask: Tensor | None,
+    position_ids: Tensor | None,
+    seen: Tensor,
+    mask_kind: str,
+    in_generate: bool,
+    key: int,
+) -> tuple[Tensor, ...]:
+    """``Routing.bare`` as an op: compiled code calls it and knows nothing of plans, so none recompiles it."""
+    begun: int | Tensor = int(seen) if seen.device.type == "cpu" else seen
+    rows = _by_key[key].bare(like, tokens, mask, position_ids, begun, mask_kind, in_generate)
+    return tuple(line.clone() for line in rows)  # what an op returns is its own
+
+
+def _fake_bare(like: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    rows = like.shape[0] * like.shape[1]
+    whole = [like.new_empty(rows, dtype=torch.int32) for _ in range(3)]
+    gains = [like.new_empty(rows, dtype=torch.float32) for _ in range(2)]
+    return whole[0], gains[0], whole[1], whole[2], gains[1]
+
+
+_library: Any = torch.library.Library("steerfast", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(
+    "route(Tensor like, Tensor? tokens, Tensor? mask, Tensor? position_ids, Tensor seen, str mask_kind, "
+    "bool in_generate, int key) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.impl("route", _bare_by_key, "CompositeExplicitAutograd")
+torch.library.register_fake("steerfast::route", _fake_bare, lib=_library)
+route_op: Any = torch.ops.steerfast.route.default
