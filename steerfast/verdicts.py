@@ -60,6 +60,21 @@ class Verdicts:
             self._write([(entry, length)], place)
         self._conditions[place] = condition
 
+    def copy_seat(self, source: int, target: int) -> None:
+        """A request forked from another has read what that one has read."""
+        with torch.inference_mode(False):
+            self.sums[target] = self.sums[source]
+            self.verdict[target] = self.verdict[source]
+
+    def grown(self, seats: int) -> Verdicts:
+        """The same with more seats; captured graphs that read the old tensors must be captured again."""
+        more = Verdicts(seats, self.device)
+        more._conditions = self._conditions
+        with torch.inference_mode(False):
+            for name in ("tests", "about", "limits", "sums", "verdict"):
+                getattr(more, name)[: self.seats] = getattr(self, name)
+        return more
+
     def keep(self, entries: Sequence[Entry | None]) -> tuple[Tensor, Tensor]:
         """What has been measured, for requests that go on under other plans. SteerfastError where a plan's
         condition is a new one: its prompt has gone by."""

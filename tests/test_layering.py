@@ -32,7 +32,7 @@ RANKS = {
     2: ("kernels", "_C"),
     3: ("backends", "arguments", "ops", "triton_ops", "router", "route", "verdicts"),
     4: ("models",),
-    5: ("extract", "experiments", "texts", "environment"),
+    5: ("extract", "serving", "experiments", "texts", "environment"),
     6: ("cli", "plots"),
 }
 RANK = {module: rank for rank, modules in RANKS.items() for module in modules}
@@ -43,6 +43,7 @@ ALLOWED = {
     "safetensors": (1, True),
     "triton": (2, False),
     "transformers": (4, True),
+    "tqdm": (5, True),
     "typer": (6, False),
     "rich": (6, False),
     "matplotlib": (6, True),

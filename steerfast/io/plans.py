@@ -6,36 +6,40 @@ a string that the reader resolves: a name given by the caller, or a path beside 
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from steerfast.io.vectors import load_vector
+from steerfast.condition import Condition, Test
+from steerfast.io.positions import schedule_from_json, select_from_json, select_to_json
+from steerfast.io.vectors import (
+    load_vector,
+    no_other_keys,
+    vector_from_json,
+    vector_to_json,
+)
 from steerfast.operators import OPERATORS
 from steerfast.plan import Plan
 from steerfast.term import Gate, Term
 from steerfast.vector import SteeringVector
 
 SCHEMA = "steerfast.plan/1"
-_PLAN_KEYS = {"schema", "terms", "finish"}
+_PLAN_KEYS = {"schema", "terms", "finish", "schedule", "condition"}
 _VECTORS = ("vector", "read", "second")
 _NUMBERS = ("coefficient", "target", "angle", "bias", "threshold")
-_CHOICES = ("scale", "site", "select", "operator")
+_CHOICES = ("scale", "site", "operator")
 _TERM_KEYS = {
     *_VECTORS,
     *(f"{name}_digest" for name in _VECTORS),
     *_NUMBERS,
     *_CHOICES,
     "layers",
+    "select",
     "gate",
 }
+_TEST_FIELDS = ("kind", "layer", "threshold", "bias", "site", "over", "below")
 _GATE_KEYS = {"kind", "key", "key_digest", "bias", "threshold"}
-_VECTOR_KEYS = {"name", "directions", "stream_norms", "provenance"}
 
 Resolver = Callable[[str], SteeringVector]
 
@@ -43,7 +47,17 @@ Resolver = Callable[[str], SteeringVector]
 def plan_to_json(plan: Plan, *, inline: bool = True) -> str:
     """JSON text of a plan. With ``inline=False`` vectors go by name, guarded by their digest."""
     terms = [_term_to_json(term, inline) for term in plan.terms]
-    return json.dumps({"schema": SCHEMA, "terms": terms, "finish": plan.finish})
+    data: dict[str, Any] = {"schema": SCHEMA, "terms": terms, "finish": plan.finish}
+    if plan.schedule is not None:
+        data["schedule"] = [list(point) for point in plan.schedule.points]
+    if plan.condition is not None:
+        tests = []
+        for test in plan.condition.tests:
+            entry: dict[str, Any] = {name: getattr(test, name) for name in _TEST_FIELDS}
+            _put_vector(entry, "key", test.key, inline)
+            tests.append(entry)
+        data["condition"] = {"require": plan.condition.require, "tests": tests}
+    return json.dumps(data)
 
 
 def _term_to_json(term: Term, inline: bool) -> dict[str, Any]:
@@ -51,7 +65,7 @@ def _term_to_json(term: Term, inline: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "layers": list(term.steered_layers),
         "site": term.site,
-        "select": term.select,
+        "select": select_to_json(term.select),
         "operator": term.operator,
     }
     takes = OPERATORS[term.operator]
@@ -72,7 +86,7 @@ def _term_to_json(term: Term, inline: bool) -> dict[str, Any]:
 
 
 def _put_vector(entry: dict[str, Any], name: str, vector: SteeringVector, inline: bool) -> None:
-    entry[name] = _vector_to_json(vector) if inline else vector.name
+    entry[name] = vector_to_json(vector) if inline else vector.name
     if not inline:
         entry[f"{name}_digest"] = vector.digest
 
@@ -91,11 +105,14 @@ def plan_from_json(
         raise ValueError(f"a plan is JSON, but this text is not: {error}") from error
     if not isinstance(data, dict) or data.get("schema", SCHEMA) != SCHEMA:
         raise ValueError(f"a plan is a JSON object of schema {SCHEMA!r}, got {str(data)[:80]!r}")
-    _no_other_keys("a plan", data, _PLAN_KEYS)
+    no_other_keys("a plan", data, _PLAN_KEYS)
     entries = data.get("terms")
     if not isinstance(entries, list):
         raise ValueError("a plan has a list 'terms'")
-    return Plan(tuple(_term(entry, vectors) for entry in entries), data.get("finish", "none"))
+    terms = tuple(_term(entry, vectors) for entry in entries)
+    schedule = None if data.get("schedule") is None else schedule_from_json(data["schedule"])
+    condition = None if data.get("condition") is None else _condition(data["condition"], vectors)
+    return Plan(terms, data.get("finish", "none"), schedule, condition)
 
 
 def save_plan(plan: Plan, path: str | Path, *, inline: bool = True) -> Path:
@@ -120,12 +137,14 @@ def load_plan(path: str | Path) -> Plan:
 def _term(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None) -> Term:
     if not isinstance(entry, dict) or "vector" not in entry:
         raise ValueError(f"a term is an object with at least 'vector', got {str(entry)[:80]!r}")
-    _no_other_keys("a term", entry, _TERM_KEYS)
+    no_other_keys("a term", entry, _TERM_KEYS)
     directions: dict[str, Any] = {
         name: _named(entry, name, vectors) for name in _VECTORS if name in entry
     }
     layers = entry.get("layers")
     options = {key: entry[key] for key in (*_NUMBERS, *_CHOICES) if key in entry}
+    if "select" in entry:
+        options["select"] = select_from_json(entry["select"])
     try:
         gate = _gate(entry["gate"], vectors) if "gate" in entry else None
         chosen = None if layers is None else tuple(layers)
@@ -135,10 +154,29 @@ def _term(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None
         raise ValueError(f"a term of {name!r} cannot be read: {error}") from error
 
 
+def _condition(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None) -> Condition:
+    if not isinstance(entry, dict) or not isinstance(entry.get("tests"), list):
+        raise ValueError(f"a condition is an object with a list 'tests', got {str(entry)[:80]!r}")
+    no_other_keys("a condition", entry, {"tests", "require"})
+    tests = []
+    for test in entry["tests"]:
+        if not isinstance(test, dict) or not {"kind", "key", "layer"} <= test.keys():
+            raise ValueError(
+                f"a test is an object with 'kind', 'key' and 'layer', got {str(test)[:80]!r}"
+            )
+        no_other_keys("a test", test, {*_TEST_FIELDS, "key", "key_digest"})
+        fields = {name: test[name] for name in _TEST_FIELDS if name in test}
+        try:
+            tests.append(Test(key=_named(test, "key", vectors), **fields))
+        except TypeError as error:
+            raise ValueError(f"a test cannot be read: {error}") from error
+    return Condition(tuple(tests), entry.get("require", "all"))
+
+
 def _gate(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None) -> Gate:
     if not isinstance(entry, dict) or not {"kind", "key"} <= entry.keys():
         raise ValueError(f"a gate is an object with 'kind' and 'key', got {str(entry)[:80]!r}")
-    _no_other_keys("a gate", entry, _GATE_KEYS)
+    no_other_keys("a gate", entry, _GATE_KEYS)
     numbers = {key: entry[key] for key in ("bias", "threshold") if key in entry}
     return Gate(entry["kind"], _named(entry, "key", vectors), **numbers)
 
@@ -161,7 +199,7 @@ def _vector(
     value: object, vectors: Mapping[str, SteeringVector] | Resolver | None
 ) -> SteeringVector:
     if isinstance(value, dict):
-        return _vector_from_json(value)
+        return vector_from_json(value)
     if not isinstance(value, str):
         raise ValueError(f"a term's vector is a name or an object, got {value!r}")
     if vectors is None:
@@ -173,42 +211,3 @@ def _vector(
     if value not in vectors:
         raise ValueError(f"the plan names vector {value!r}; known: {', '.join(sorted(vectors))}")
     return vectors[value]
-
-
-def _vector_to_json(vector: SteeringVector) -> dict[str, Any]:
-    directions = {
-        str(layer): base64.b64encode(np.asarray(tensor.numpy(), dtype="<f4").tobytes()).decode()
-        for layer, tensor in vector.directions.items()
-    }
-    norms = {str(layer): norm for layer, norm in vector.stream_norms.items()}
-    provenance = dict(vector.provenance)
-    return {
-        "name": vector.name,
-        "directions": directions,
-        "stream_norms": norms,
-        "provenance": provenance,
-    }
-
-
-def _vector_from_json(data: dict[str, Any]) -> SteeringVector:
-    _no_other_keys("a vector", data, _VECTOR_KEYS)
-    try:
-        directions = {
-            int(layer): torch.from_numpy(
-                np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4").copy()
-            )
-            for layer, text in data["directions"].items()
-        }
-        norms = {int(layer): float(norm) for layer, norm in data.get("stream_norms", {}).items()}
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            "an inline vector has 'directions': {layer: base64 of little-endian float32}, "
-            f"and this one cannot be read: {error!r}"
-        ) from error
-    return SteeringVector(str(data.get("name", "")), directions, norms, data.get("provenance", {}))
-
-
-def _no_other_keys(what: str, data: Mapping[str, object], known: set[str]) -> None:
-    unknown = sorted(set(data) - known)
-    if unknown:
-        raise ValueError(f"{what} has unknown keys {unknown}; known: {', '.join(sorted(known))}")

@@ -11,6 +11,7 @@ from torch import nn
 
 from steerfast import backends
 from steerfast.models.checks import check_decoder, check_peft, find_decoder
+from steerfast.models.continuous import SteeredBatch, SteeredBatching
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.generation import SteeredGenerate, SteeredPrepare
 from steerfast.models.handle import Handle, Report, Use
@@ -114,6 +115,10 @@ def _rebind_generation(
             where, prepare = name or "model", "prepare_inputs_for_generation"
             rebindings.rebind(module, where, "generate", partial(SteeredGenerate, shared))
             rebindings.rebind(module, where, prepare, partial(SteeredPrepare, shared))
+            if hasattr(module, "init_continuous_batching"):
+                batching = "init_continuous_batching"
+                rebindings.rebind(module, where, batching, partial(SteeredBatching, shared))
+                rebindings.rebind(module, where, "generate_batch", partial(SteeredBatch, shared))
             shared.routing.knows_generate = True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -30,8 +31,8 @@ class ForwardPass:
         self.running = False  # between the start and the end of the model's forward
         self.fusing = True  # False where something wants to see every norm called
         self.generation: Generation | None = None
-        # Whoever packs requests into one batch (continuous batching) has routed the forward already.
-        self.packed = False
+        # The thread of a serving engine, whose forwards are routed already; 0: there is none.
+        self.packed_by = 0
         self._routed_rows: int | None = None
         self._handed: tuple[Tensor, int | None, nn.Module, Tensor] | None = None
         self._frozen: tuple[int, Tensor, Tensor] | None = None
@@ -67,8 +68,10 @@ class ForwardPass:
         self.shape = (batch, length)
         if device != self.table.device:
             self.routing.to(device)
-        if self.packed:
-            self.routing.rows = self.routing.buffers.at(batch * length)
+        compiling = torch.compiler.is_compiling()
+        if self.packed_by and (compiling or self.packed_by == threading.get_ident()):
+            if len(self.routing.rows.slot) != batch * length:
+                self.routing.rows = self.routing.buffers.at(batch * length)
             return
         if self._routed_rows is not None:
             routed, self._routed_rows = self._routed_rows, None
@@ -85,7 +88,7 @@ class ForwardPass:
             position_ids = None
         seen = 0 if cache is None else cache.get_seq_length()
         inside = self.generation is not None
-        if torch.compiler.is_compiling():
+        if compiling:
             begun = seen if isinstance(seen, Tensor) else torch.tensor(seen)
             key = self.routing.key
             rows = route_op(like, tokens, mask, position_ids, begun, kind, inside, key)

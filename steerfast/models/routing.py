@@ -46,6 +46,7 @@ class Routing:
         self.conditional = False  # some plan has a condition
         self.measuring = False  # this forward reads prompts for conditions
         self.measure_first = False  # and has rows that depend on what it will read
+        self.judging: Verdicts  # the verdicts of this forward's seats
         self.knows_generate = True  # the model that generates is patched too
         self._unknown: SteerfastError | None = None  # why a bare forward cannot be routed
         self._start(table.device)
@@ -55,7 +56,7 @@ class Routing:
         self.key = next(_keys)
         _by_key[self.key] = self
         self.route = Route(device)
-        self.verdicts = Verdicts(self.route.seats, device)
+        self.verdicts = self.judging = Verdicts(self.route.seats, device)
         self.router = make_router(SEATS)
         self.buffers = RowBuffers(device)
 
@@ -76,7 +77,7 @@ class Routing:
         self.table.to(device)
         self.route.to(device)
         self.buffers.to(device)
-        self.verdicts = Verdicts(self.route.seats, device)
+        self.verdicts = self.judging = Verdicts(self.route.seats, device)
         self._assign_bare()
 
     # -- what is in use ---------------------------------------------------------------------------
@@ -144,10 +145,14 @@ class Routing:
             )
         self.route.assign(each, single)
         if self.route.seats > self.verdicts.seats:
-            self.verdicts = Verdicts(self.route.seats, self.table.device)
+            self.verdicts = self.judging = Verdicts(self.route.seats, self.table.device)
         known: Sequence[int | None] = lengths or [None] * plans
         self.verdicts.assign(list(zip(entries, known, strict=True)))
         return each
+
+    def _begin(self) -> None:
+        self.served, self.judging = self.requests, self.verdicts
+        self.measuring = self.measure_first = False
 
     def check_batch(self, batch: int, exact: bool) -> None:
         """ValueError unless the plans in use fit a batch of this many rows."""
@@ -186,8 +191,7 @@ class Routing:
         seen: how many tokens the cache holds. mask_kind: what the mask was, if it is not 2-D.
         """
         batch, length = like.shape[:2]
-        self.served = self.requests
-        self.measuring = self.measure_first = False
+        self._begin()
         self.check_batch(batch, exact=not in_generate)
         if not self.active:
             return self.buffers.idle(batch * length)
@@ -292,7 +296,7 @@ class Routing:
         """Fill the buffers for tokens of the prompt (and perhaps some behind it), by their mask."""
         positions, real = positions_of(mask, None, seen, length, self.table.device)
         rows = self.route.look_up(batch, positions, real)
-        self.served = self.requests
+        self._begin()
         self.measuring = self.conditional
         self.measure_first = self.conditional and int(seen) == 0 and length > width
         if self.conditional:
@@ -303,8 +307,7 @@ class Routing:
 
     def decode_step(self, first: NDArray[np.int64], length: int) -> None:
         """Fill the buffers for ``length`` generated tokens of every row, from positions ``first`` on."""
-        self.served = self.requests
-        self.measuring = self.measure_first = False
+        self._begin()
         batch = len(first)
         if not self.active:
             self.rows = self.buffers.unsteered(batch * length)
@@ -319,8 +322,7 @@ class Routing:
 
     def nothing(self, rows: int) -> None:
         """For a layer called by itself: no row is steered."""
-        self.served = self.requests
-        self.measuring = self.measure_first = False
+        self._begin()
         self.rows = self.buffers.idle(rows)
 
     @contextmanager
@@ -337,7 +339,7 @@ class Routing:
 
     def measure(self, stream: Tensor, site: int) -> None:
         """Let conditions read a site's stream; from here on gains are what was decided."""
-        gain = self.verdicts.measure(stream, site, self.rows, self.table.bank)
+        gain = self.judging.measure(stream, site, self.rows, self.table.bank)
         self.rows = self.rows._replace(gain=gain)
 
 

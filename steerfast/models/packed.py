@@ -1,0 +1,175 @@
+"""Requests packed into one row of tokens, as serving engines do it: who holds which seat, and their route.
+
+The engine says, for each step, which requests bring how many tokens from which position; one pass of the host
+router and one copy make that a route. Everything else follows from the position, so chunks, prefix hits, preemption
+and recomputation need no care here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from steerfast.errors import SteerfastError
+from steerfast.itinerary import Itinerary, itinerary
+from steerfast.models.routing import Routing
+from steerfast.plan import Plan
+from steerfast.route import SEATS
+from steerfast.router import NO_SEAT, make_router
+from steerfast.table import Entry
+from steerfast.verdicts import Verdicts
+
+
+@dataclass
+class Packed:
+    """A live request. seat: where the router keeps its itinerary, once it has been scheduled; read: how far
+    its tokens have been routed; forked_from: the request whose prompt it shares."""
+
+    entry: Entry | None
+    prompt: tuple[int, ...]
+    seat: int = NO_SEAT
+    read: int = 0
+    forked_from: str | None = None
+
+
+class PackedRequests:
+    """The requests of one engine. ``admit`` and ``forget`` may be called from any thread, ``route`` from the engine's.
+
+    stream: where the engine computes; table and route are written there, in order with the steps that read them.
+    """
+
+    def __init__(self, routing: Routing) -> None:
+        self.routing = routing
+        self.stream: torch.cuda.Stream | None = None
+        self._lock = threading.RLock()
+        self._live: dict[str, Packed] = {}
+        self._router = make_router(SEATS)
+        self._verdicts = Verdicts(SEATS, routing.table.device)
+        self._seated: dict[int, Itinerary] = {}
+        self._free = list(range(SEATS - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def admit(self, name: str, plan: Plan | None, prompt: Sequence[int], children: int = 0) -> None:
+        """Take a request, and the ``children`` that will be forked from it.
+
+        Raises ValueError for a plan that does not fit the model or the prompt, TableFullError while the plans of
+        live requests fill the table: wait for one to finish. Nothing is kept then.
+        """
+        with self._lock, self._on_stream():
+            if name in self._live:
+                raise ValueError(f"there is a live request {name!r} already; give another name")
+            tokens = tuple(int(token) for token in prompt)
+            entry = None if plan is None else self.routing.table.acquire(plan)
+            try:
+                itinerary(entry, len(tokens), tokens)
+            except Exception:
+                assert entry is not None
+                self.routing.table.release(entry)
+                raise
+            self._live[name] = Packed(entry, tokens)
+            for child in (f"{name}__child#{number}" for number in range(children)):
+                if entry is not None:
+                    entry.holders += 1
+                self._live[child] = Packed(entry, tokens, forked_from=name)
+
+    def forget(self, name: str) -> None:
+        """A request has ended, however. Harmless twice."""
+        with self._lock, self._on_stream():
+            request = self._live.pop(name, None)
+            if request is None:
+                return
+            if request.seat != NO_SEAT:
+                del self._seated[request.seat]
+                self._free.append(request.seat)
+            if request.entry is not None:
+                self.routing.table.release(request.entry)
+
+    def names(self) -> list[str]:
+        """The live requests."""
+        return list(self._live)
+
+    def plan_of(self, name: str) -> Plan | None:
+        """The plan of a live request."""
+        request = self._live.get(name)
+        return None if request is None or request.entry is None else request.entry.plan
+
+    def route(
+        self, names: Sequence[str], first: Sequence[int], count: Sequence[int], rows: int
+    ) -> None:
+        """Fill the route of the next step: request i brings ``count[i]`` tokens from position ``first[i]`` on.
+
+        rows: how many the model will see, padding behind them included. SteerfastError for an unknown request: one that
+        nobody admitted must not run unsteered by accident. An empty name is the engine's own: not steered.
+        """
+        with self._lock, self._on_stream():
+            seats = [
+                self._seat(name, start) if name else NO_SEAT
+                for name, start in zip(names, first, strict=True)
+            ]
+            routing = self.routing
+            live = [self._live.get(name) for name in names]
+            routing.served = tuple({id(r.entry): r.entry for r in live if r is not None}.values())
+            routing.rows = routing.buffers.fill(
+                rows, lambda lines: self._router.fill(seats, first, count, lines)
+            )
+            routing.judging = self._verdicts
+            conditional = [
+                (request, start + length)
+                for request, start, length in zip(live, first, count, strict=True)
+                if request is not None
+                and request.entry is not None
+                and request.entry.plan.condition
+            ]
+            routing.measure_first = False
+            # A captured graph looks at every step, so that it need not know who is in the batch.
+            routing.measuring = bool(routing.measured) and (
+                routing.table.device.type == "cuda"
+                or any(request.read < len(request.prompt) for request, _ in conditional)
+            )
+            if conditional:
+                routing.rows.gain.copy_(self._verdicts.gain(routing.rows.base, routing.rows.seat))
+            for request, read in conditional:
+                request.read = max(request.read, read)
+
+    def _seat(self, name: str, start: int) -> int:
+        """The seat of a request that is scheduled; it takes one the first time."""
+        request = self._live.get(name)
+        if request is None:
+            raise SteerfastError(
+                f"request {name!r} is scheduled, but was not admitted by this handle; add requests through the "
+                "manager that the attached model made"
+            )
+        if request.seat == NO_SEAT:
+            if not self._free:
+                self._more_seats()
+            request.seat = self._free.pop()
+            one = itinerary(request.entry, len(request.prompt), request.prompt)
+            self._seated[request.seat] = one
+            self._router.set(request.seat, *(list(part) for part in one))  # type: ignore[arg-type]
+            self._verdicts.seat(request.seat, request.entry, len(request.prompt))
+            parent = self._live.get(request.forked_from or "")
+            if parent is not None and parent.seat != NO_SEAT and start > 0:
+                self._verdicts.copy_seat(parent.seat, request.seat)
+        elif start < request.read < len(request.prompt):
+            # Preempted before its prompt was through, it reads it again from the start.
+            self._verdicts.seat(request.seat, request.entry, len(request.prompt))
+            request.read = start
+        return request.seat
+
+    def _more_seats(self) -> None:
+        """Twice as many."""
+        before = self._router.seats
+        self._router = make_router(2 * before)
+        for seat, one in self._seated.items():
+            self._router.set(seat, *(list(part) for part in one))  # type: ignore[arg-type]
+        self._verdicts = self._verdicts.grown(2 * before)
+        self._free = list(range(2 * before - 1, before - 1, -1))
+
+    def _on_stream(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)

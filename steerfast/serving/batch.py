@@ -1,0 +1,183 @@
+"""``generate_batch``: a list of (prompt, plan, sampling) in, completions in the same order out.
+
+Requests run in transformers' continuous batching, which packs prompts and steps of all of them into one forward.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+from steerfast.errors import SteerfastError, TableFullError
+from steerfast.models import Handle, attach
+from steerfast.plan import Plan
+
+_SAMPLING = ("max_new_tokens", "eos_token_id", "do_sample", "temperature", "top_k", "top_p", "seed")
+_PER_REQUEST = ("max_new_tokens", "eos_token_id")
+_WAIT = 1.0  # seconds between looks at an engine that says nothing
+
+
+class Request(NamedTuple):
+    """prompt: text (with a tokenizer) or token ids. plan: what steers it, or None. sampling: max_new_tokens,
+    eos_token_id, do_sample, temperature, top_k, top_p, seed; as ``generate`` takes them, greedy by default."""
+
+    prompt: str | Sequence[int]
+    plan: Plan | None = None
+    sampling: Mapping[str, Any] = {}
+
+
+class Completion(NamedTuple):
+    """tokens: what was generated, without the prompt. text: decoded, where there is a tokenizer."""
+
+    tokens: list[int]
+    text: str | None
+
+
+def generate_batch(
+    model: Any,
+    requests: Iterable[Request | tuple[Any, ...]],
+    *,
+    tokenizer: Any = None,
+    progress: bool = True,
+    config: Any = None,
+) -> list[Completion]:
+    """Answer many requests, each steered by a plan of its own, in continuous batching.
+
+    model: a Handle, or a model of transformers (attached for the call if it is not). requests: ``Request``s, or tuples
+    (prompt, plan, sampling), of which the last two may be left out. config: a ContinuousBatchingConfig.
+    progress: a bar on stderr. Returns one Completion per request, in order.
+
+    More plans than the table has room for wait their turn. Raises ValueError for a bad request, with its number,
+    before anything runs; SteerfastError if the engine fails one.
+    """
+    asked = [one if isinstance(one, Request) else Request(*one) for one in requests]
+    if not asked:
+        return []
+    with ExitStack() as stack:
+        handle = model if isinstance(model, Handle) else stack.enter_context(attach(model))
+        prompts = [_token_ids(one, number, tokenizer) for number, one in enumerate(asked)]
+        for number, one in enumerate(asked):
+            _check(one, number, handle)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for number, one in enumerate(asked):
+            groups.setdefault(_shared_sampling(one), []).append(number)
+        bar = stack.enter_context(_bar(len(asked), progress))
+        outputs: dict[int, list[int]] = {}
+        for shared, numbers in groups.items():
+            outputs.update(_run(handle, dict(shared), numbers, asked, prompts, config, bar))
+    return [
+        Completion(outputs[n], None if tokenizer is None else tokenizer.decode(outputs[n]))
+        for n in range(len(asked))
+    ]
+
+
+def _run(
+    handle: Handle,
+    sampling: dict[str, Any],
+    numbers: list[int],
+    asked: list[Request],
+    prompts: list[list[int]],
+    config: Any,
+    bar: Any,
+) -> dict[int, list[int]]:
+    """One engine for requests that are sampled alike."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    model = handle.model
+    generation = GenerationConfig(
+        **{
+            "do_sample": False,
+            "eos_token_id": model.generation_config.eos_token_id,
+            "pad_token_id": model.generation_config.pad_token_id,
+            **{name: value for name, value in sampling.items() if name != "seed"},
+        }
+    )
+    config = ContinuousBatchingConfig() if config is None else config
+    if sampling.get("seed") is not None:
+        config.seed = sampling["seed"]
+    waiting = deque(numbers)
+    outputs: dict[int, list[int]] = {}
+    with model.continuous_batching_context_manager(
+        generation_config=generation, continuous_batching_config=config, warmup=False
+    ) as manager:
+        while len(outputs) < len(numbers):
+            while waiting and _added(manager, waiting[0], asked, prompts, len(outputs)):
+                waiting.popleft()
+            result = manager.get_result(timeout=_WAIT)
+            if result is None:
+                if not manager.is_running():
+                    raise SteerfastError(
+                        f"the engine stopped with {len(numbers) - len(outputs)} requests unanswered; "
+                        f"{manager.background_thread_status.fatal_error or 'its log says why'}"
+                    )
+                continue
+            if not result.is_finished():
+                continue
+            number = int(result.request_id)
+            if result.error is not None:
+                raise SteerfastError(f"request {number} failed: {result.error}")
+            outputs[number] = list(result.generated_tokens)
+            bar.update(1)
+    return outputs
+
+
+def _added(
+    manager: Any, number: int, asked: list[Request], prompts: list[list[int]], answered: int
+) -> bool:
+    """Whether the engine took a request; if not, the plans of those before it fill the table."""
+    one = asked[number]
+    sampling = {name: one.sampling[name] for name in _PER_REQUEST if name in one.sampling}
+    try:
+        added = manager.add_request(prompts[number], str(number), plan=one.plan, **sampling)
+    except TableFullError:
+        if len(manager.steerfast_requests) == 0:
+            raise  # nobody will make room
+        return False
+    if added is None:
+        raise SteerfastError(
+            f"the engine takes no request {number}: {manager.background_thread_status.fatal_error}"
+        )
+    return True
+
+
+def _token_ids(request: Request, number: int, tokenizer: Any) -> list[int]:
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise ValueError(f"request {number} is text; give tokenizer=, or token ids")
+        prompt = tokenizer(prompt)["input_ids"]
+    ids = [int(token) for token in prompt]
+    if not ids:
+        raise ValueError(f"request {number} has an empty prompt")
+    return ids
+
+
+def _check(request: Request, number: int, handle: Handle) -> None:
+    unknown = sorted(set(request.sampling) - set(_SAMPLING))
+    if unknown:
+        raise ValueError(
+            f"request {number} asks for {', '.join(unknown)}; known: {', '.join(_SAMPLING)}"
+        )
+    if request.plan is None:
+        return
+    if not isinstance(request.plan, Plan):
+        raise TypeError(f"the plan of request {number} is a {type(request.plan).__name__}")
+    try:
+        handle.table.check(request.plan)
+    except ValueError as error:
+        raise ValueError(f"request {number}: {error}") from error
+
+
+def _shared_sampling(request: Request) -> tuple[Any, ...]:
+    """What requests of one engine have in common."""
+    return tuple(
+        sorted((key, value) for key, value in request.sampling.items() if key not in _PER_REQUEST)
+    )
+
+
+def _bar(total: int, shown: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, disable=not shown, unit="request")
