@@ -163,15 +163,11 @@ def _route_processor(processor: Any, shared: Any, requests: PackedRequests) -> N
 
     def prepare_and_route(requests_in_batch: Any, *args: Any, **kwargs: Any) -> Any:
         # Before the original, which moves each request's position on.
-        spans = [
-            (one.state.request_id, one.state.position_offset, one.query_length)
-            for one in requests_in_batch
-        ]
+        names = [one.state.request_id for one in requests_in_batch]
+        first = [one.state.position_offset for one in requests_in_batch]
+        count = [one.query_length for one in requests_in_batch]
+        requests.route(names, first, count, max(int(kwargs.get("num_q_tokens", 0)), sum(count)))
         result = prepare(requests_in_batch, *args, **kwargs)
-        names = ["" if name.startswith("__warmup_") else name for name, _, _ in spans]
-        total = sum(length for _, _, length in spans)
-        rows = max(int(kwargs.get("num_q_tokens", 0)), total)
-        requests.route(names, [start for _, start, _ in spans], [n for _, _, n in spans], rows)
         shared.packed_by = threading.get_ident()
         return result
 

@@ -212,7 +212,7 @@ class Handle:
         row_slot, row_gain = routing.rows.slot[:rows], routing.rows.gain[:rows]
         slots = Counter(torch.where(row_gain != 0, row_slot, UNSTEERED).tolist())
         lines = []
-        served = {entry.plan.digest: entry for entry in routing.served if entry is not None}
+        served = {entry.plan.digest: entry for entry in routing.served() if entry is not None}
         for digest, entry in served.items():
             for slot, phase in zip(entry.slots, entry.phases, strict=True):
                 for site in sorted(phase.sites) if slots[slot] else ():

@@ -23,15 +23,16 @@ from steerfast.router import NO_SEAT, make_router
 from steerfast.table import Entry
 from steerfast.verdicts import Verdicts
 
+ENGINE = "__warmup_"  # how the names of an engine's own requests begin; they are not steered
+
 
 @dataclass
 class Packed:
-    """A live request. seat: where the router keeps its itinerary, once it has been scheduled; read: how far
-    its tokens have been routed; forked_from: the request whose prompt it shares."""
+    """A live request. read: how far its condition has been shown the prompt; forked_from: the request whose
+    prompt it shares."""
 
     entry: Entry | None
     prompt: tuple[int, ...]
-    seat: int = NO_SEAT
     read: int = 0
     forked_from: str | None = None
 
@@ -47,6 +48,10 @@ class PackedRequests:
         self.stream: torch.cuda.Stream | None = None
         self._lock = threading.RLock()
         self._live: dict[str, Packed] = {}
+        self._conditional: dict[str, Packed] = {}  # those of them whose plan has a condition
+        self._seat_of: dict[
+            str, int
+        ] = {}  # where the router keeps the itinerary of whom it has seen
         self._router = make_router(SEATS)
         self._verdicts = Verdicts(SEATS, routing.table.device)
         self._seated: dict[int, Itinerary] = {}
@@ -72,11 +77,16 @@ class PackedRequests:
                 assert entry is not None
                 self.routing.table.release(entry)
                 raise
-            self._live[name] = Packed(entry, tokens)
+            family = {name: Packed(entry, tokens)}
             for child in (f"{name}__child#{number}" for number in range(children)):
                 if entry is not None:
                     entry.holders += 1
-                self._live[child] = Packed(entry, tokens, forked_from=name)
+                family[child] = Packed(entry, tokens, forked_from=name)
+            self._live.update(family)
+            if entry is not None and entry.plan.condition is not None:
+                sites = {test.measured_at for test in entry.plan.condition.tests}
+                self.routing.measured = self.routing.measured | sites
+                self._conditional.update(family)
 
     def forget(self, name: str) -> None:
         """A request has ended, however. Harmless twice."""
@@ -84,9 +94,11 @@ class PackedRequests:
             request = self._live.pop(name, None)
             if request is None:
                 return
-            if request.seat != NO_SEAT:
-                del self._seated[request.seat]
-                self._free.append(request.seat)
+            self._conditional.pop(name, None)
+            seat = self._seat_of.pop(name, NO_SEAT)
+            if seat != NO_SEAT:
+                del self._seated[seat]
+                self._free.append(seat)
             if request.entry is not None:
                 self.routing.table.release(request.entry)
 
@@ -105,62 +117,70 @@ class PackedRequests:
         """Fill the route of the next step: request i brings ``count[i]`` tokens from position ``first[i]`` on.
 
         rows: how many the model will see, padding behind them included. SteerfastError for an unknown request: one that
-        nobody admitted must not run unsteered by accident. An empty name is the engine's own: not steered.
+        nobody admitted must not run unsteered by accident.
         """
         with self._lock, self._on_stream():
-            seats = [
-                self._seat(name, start) if name else NO_SEAT
-                for name, start in zip(names, first, strict=True)
-            ]
-            routing = self.routing
-            live = [self._live.get(name) for name in names]
-            routing.served = tuple({id(r.entry): r.entry for r in live if r is not None}.values())
+            routing, seat_of = self.routing, self._seat_of
+            try:
+                seats = [seat_of[name] for name in names]
+            except KeyError:  # somebody is new
+                seats = [self._seat(name, at) for name, at in zip(names, first, strict=True)]
+            if self._conditional:
+                self._read_again(names, first)
             routing.rows = routing.buffers.fill(
                 rows, lambda lines: self._router.fill(seats, first, count, lines)
             )
-            routing.judging = self._verdicts
-            conditional = [
-                (request, start + length)
-                for request, start, length in zip(live, first, count, strict=True)
-                if request is not None
-                and request.entry is not None
-                and request.entry.plan.condition
-            ]
-            routing.measure_first = False
+            routing.served = self._live_entries
+            routing.judging, routing.measure_first = self._verdicts, False
             # A captured graph looks at every step, so that it need not know who is in the batch.
-            routing.measuring = bool(routing.measured) and (
-                routing.table.device.type == "cuda"
-                or any(request.read < len(request.prompt) for request, _ in conditional)
-            )
-            if conditional:
-                routing.rows.gain.copy_(self._verdicts.gain(routing.rows.base, routing.rows.seat))
-            for request, read in conditional:
-                request.read = max(request.read, read)
+            routing.measuring = bool(routing.measured) and routing.table.device.type == "cuda"
+            if self._conditional:
+                self._judge(names, first, count)
 
     def _seat(self, name: str, start: int) -> int:
         """The seat of a request that is scheduled; it takes one the first time."""
+        if name in self._seat_of:
+            return self._seat_of[name]
+        if name.startswith(ENGINE):
+            return NO_SEAT
         request = self._live.get(name)
         if request is None:
             raise SteerfastError(
                 f"request {name!r} is scheduled, but was not admitted by this handle; add requests through the "
                 "manager that the attached model made"
             )
-        if request.seat == NO_SEAT:
-            if not self._free:
-                self._more_seats()
-            request.seat = self._free.pop()
-            one = itinerary(request.entry, len(request.prompt), request.prompt)
-            self._seated[request.seat] = one
-            self._router.set(request.seat, *(list(part) for part in one))  # type: ignore[arg-type]
-            self._verdicts.seat(request.seat, request.entry, len(request.prompt))
-            parent = self._live.get(request.forked_from or "")
-            if parent is not None and parent.seat != NO_SEAT and start > 0:
-                self._verdicts.copy_seat(parent.seat, request.seat)
-        elif start < request.read < len(request.prompt):
-            # Preempted before its prompt was through, it reads it again from the start.
-            self._verdicts.seat(request.seat, request.entry, len(request.prompt))
-            request.read = start
-        return request.seat
+        if not self._free:
+            self._more_seats()
+        seat = self._free.pop()
+        one = itinerary(request.entry, len(request.prompt), request.prompt)
+        self._router.set(seat, *(list(part) for part in one))  # type: ignore[arg-type]
+        self._verdicts.seat(seat, request.entry, len(request.prompt))
+        parent = self._seat_of.get(request.forked_from or "")
+        if parent is not None and start > 0:
+            self._verdicts.copy_seat(parent, seat)
+        self._seat_of[name], self._seated[seat] = seat, one
+        return seat
+
+    def _read_again(self, names: Sequence[str], first: Sequence[int]) -> None:
+        """A request that was preempted before its prompt was through reads it from the start, as if for the first time."""
+        for name, start in zip(names, first, strict=True):
+            request = self._conditional.get(name)
+            if request is not None and start < request.read < len(request.prompt):
+                self._verdicts.seat(self._seat_of[name], request.entry, len(request.prompt))
+                request.read = start
+
+    def _judge(self, names: Sequence[str], first: Sequence[int], count: Sequence[int]) -> None:
+        """Verdicts into the gains, and whether this step reads prompts for them."""
+        routing = self.routing
+        routing.rows.gain.copy_(self._verdicts.gain(routing.rows.base, routing.rows.seat))
+        for name, start, length in zip(names, first, count, strict=True):
+            request = self._conditional.get(name)
+            if request is not None:
+                routing.measuring |= request.read < len(request.prompt)
+                request.read = max(request.read, start + length)
+
+    def _live_entries(self) -> tuple[Entry | None, ...]:
+        return tuple(request.entry for request in self._live.values())
 
     def _more_seats(self) -> None:
         """Twice as many."""

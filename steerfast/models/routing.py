@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -37,7 +37,8 @@ class Routing:
         self.table = table
         self.measured = measured  # sites where conditions read; compiled code reads at all of them
         self.requests: tuple[Entry | None, ...] = (None,)
-        self.served: tuple[Entry | None, ...] = (None,)  # those of the last forward, for its report
+        # Those of the last forward, for its report.
+        self.served: Callable[[], tuple[Entry | None, ...]] = lambda: (None,)
         # How many rows ``use`` was given plans for; None: one plan for all rows.
         self.count: int | None = None
         self.lengths: tuple[int, ...] | None = None
@@ -151,7 +152,8 @@ class Routing:
         return each
 
     def _begin(self) -> None:
-        self.served, self.judging = self.requests, self.verdicts
+        requests = self.requests
+        self.served, self.judging = lambda: requests, self.verdicts
         self.measuring = self.measure_first = False
 
     def check_batch(self, batch: int, exact: bool) -> None:
