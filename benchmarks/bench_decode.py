@@ -1,41 +1,137 @@
-"""A decode step of the real model: stock, patched and idle, patched and steered at every layer.
+"""A decode step: stock transformers, forward hooks, patched and idle, patched and steered at every layer.
 
-Single steps alternate between the variants; the interval is a bootstrap over steps. A ratio counts as
-above 1 only if its whole interval does. ``stock again`` is the A/A control.
+For each mode (eager, compiled, captured as a CUDA graph), batch size, number of vectors per plan, and spread of plans
+over the batch. Single steps alternate between the variants; intervals are a bootstrap over steps. A ratio counts
+as above 1 only if its whole interval does. ``again`` variants are A/A controls.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import torch
+from decode_runners import MODES, SPREADS, Runner, bank, plans_for
 
-from steerfast.experiments.decode_speed import step_times
-from steerfast.models import find_decoder
 from steerfast.models.load import load_model
-from steerfast.plan import Plan
-from steerfast.term import Term
-from steerfast.vector import SteeringVector
 
 SEED = 0
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHAPES = {
+    "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000},
+    "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "vocab_size": 512},
+}  # fmt: skip
+PROMPT = 16
 
 
-def every_layer(model: torch.nn.Module) -> Plan:
-    """A small random direction at the output of every layer."""
-    decoder, _ = find_decoder(model)
+def random_model(shape: str, dtype: torch.dtype) -> Any:
+    """A Llama of a known shape with random weights, made where it will run."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(SEED)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            return LlamaForCausalLM(LlamaConfig(**SHAPES[shape])).eval()
+        finally:
+            torch.set_default_dtype(before)
+
+
+@torch.inference_mode()
+def step_times(
+    model: Any, batch: int, plans: list[Any], mode: str, steps: int, hooks: bool
+) -> dict[str, list[float]]:
+    """{variant: milliseconds of each step}. Step i of every variant comes before step i + 1 of any."""
     generator = torch.Generator().manual_seed(SEED)
-    config = decoder.config
-    directions = {
-        layer: 0.01 * torch.randn(config.hidden_size, generator=generator)
-        for layer in range(config.num_hidden_layers)
+    vocabulary, device = int(model.config.vocab_size), next(model.parameters()).device
+    prompt = torch.randint(vocabulary, (batch, PROMPT), generator=generator).to(device)
+    following = torch.randint(vocabulary, (steps, batch, 1), generator=generator).to(device)
+    nothing: list[Any] = [None] * batch
+    runners = {
+        "stock": Runner(model, prompt, mode),
+        "patched": Runner(model, prompt, mode, plans=nothing, attached=True),
+        "steered": Runner(model, prompt, mode, plans=plans, attached=True),
+        "patched again": Runner(model, prompt, mode, plans=nothing, attached=True),
     }
-    return Plan((Term(SteeringVector("random", directions)),))
+    if hooks and mode == "eager":
+        runners["hooks"] = Runner(model, prompt, mode, plans=plans, hooks=True)
+    names = list(runners)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for warm in range(2):
+        for runner in runners.values():
+            runner.step(following[warm])
+    for number, tokens in enumerate(following):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            begin = time.perf_counter()
+            runners[name].step(tokens)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(1e3 * (time.perf_counter() - begin))
+    for runner in runners.values():
+        runner.close()
+    return times
+
+
+def measured(
+    model: Any, name: str, case: tuple[str, int, int, str], arguments: Any
+) -> dict[str, Any]:
+    """The result line of one case."""
+    mode, batch, terms, spread = case
+    plans = plans_for(bank(model, SEED), batch, terms, spread, arguments.operator, SEED)
+    hooks = arguments.operator == "add"
+    times = step_times(model, batch, plans, mode, arguments.steps, hooks)
+    ratio = {
+        "steered_over_stock": ("steered", "stock"),
+        "steered_over_patched": ("steered", "patched"),
+        "patched_over_stock": ("patched", "stock"),
+        "a_over_a": ("patched again", "patched"),
+        "hooks_over_stock": ("hooks", "stock"),
+    }
+    line = {
+        "bench": "decode",
+        "model": name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "mode": mode,
+        "batch": batch,
+        "vectors": terms,
+        "operator": arguments.operator,
+        "plans": spread,
+        "distinct": len({plan.digest for plan in plans if plan is not None}),
+        "steps": arguments.steps,
+        "ms": {name: harness.summary(series) for name, series in times.items()},
+        "ratios": {
+            key: harness.ratio_interval(times[above], times[below])
+            for key, (above, below) in ratio.items()
+            if above in times
+        },
+        **harness.setting(SEED),
+    }
+    tell(line)
+    return line
+
+
+def tell(line: dict[str, Any]) -> None:
+    steered, control = line["ratios"]["steered_over_patched"], line["ratios"]["a_over_a"]
+    stock, ms = line["ratios"]["steered_over_stock"], line["ms"]
+    print(
+        f"{line['mode']:>8} batch {line['batch']:>3}, {line['vectors']} x {line['operator']}, {line['distinct']:>3} plans: "
+        + ", ".join(f"{name} {time['median']:.2f}" for name, time in ms.items())
+        + f" ms; steered/patched {steered['ratio']:.3f} [{steered['low']:.3f}, {steered['high']:.3f}]"
+        f" (A/A {control['ratio']:.3f}), steered/stock {stock['ratio']:.3f} [{stock['low']:.3f}, {stock['high']:.3f}]",
+        file=sys.stderr,
+    )
 
 
 def main() -> None:
@@ -44,55 +140,51 @@ def main() -> None:
         "--model", help="folder or hub id of a Llama; default SmolLM2-135M-Instruct"
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="default: what this device multiplies fastest"
+        "--shape", choices=SHAPES, help="a Llama of this shape with random weights instead"
     )
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--quick", action="store_true", help="200 steps")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, else what is fastest"
+    )
+    parser.add_argument("--mode", nargs="+", choices=MODES, default=["eager"])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--vectors", type=int, nargs="+", default=[1], help="terms per plan")
+    parser.add_argument("--plans", nargs="+", choices=SPREADS, default=["distinct"])
+    parser.add_argument(
+        "--operator", choices=("add", "clamp"), default="add", help="clamp: reading terms"
+    )
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--quick", action="store_true", help="one case, batch 16, 60 steps")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
     parser.add_argument("--save", action="store_true", help="append to results/decode.jsonl")
     arguments = parser.parse_args()
-    loaded = load_model(arguments.model, dtype=DTYPES[arguments.dtype] if arguments.dtype else None)
-    steps = 200 if arguments.quick else arguments.steps
-    times = step_times(
-        loaded.model,
-        every_layer(loaded.model),
-        batch=arguments.batch,
-        steps=steps,
-        control=True,
-        seed=SEED,
-    )
-    ratios = {
-        "steered_over_stock": harness.ratio_interval(times["steered"], times["stock"]),
-        "steered_over_patched": harness.ratio_interval(times["steered"], times["patched"]),
-        "patched_over_stock": harness.ratio_interval(times["patched"], times["stock"]),
-        "a_over_a": harness.ratio_interval(times["stock again"], times["stock"]),
-    }
-    line = {
-        "bench": "decode",
-        "model": loaded.name,
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "batch": arguments.batch,
-        "steps": steps,
-        "ms": {name: harness.summary(series) for name, series in times.items()},
-        "ratios": ratios,
-        **harness.setting(SEED),
-    }
-    for name, time in line["ms"].items():
-        print(
-            f"{name:>12} {time['median']:7.2f} ms  [{time['p20']:.2f}, {time['p80']:.2f}]",
-            file=sys.stderr,
-        )
-    for name, ratio in ratios.items():
-        print(
-            f"{name:>22} {ratio['ratio']:.3f}  95% [{ratio['low']:.3f}, {ratio['high']:.3f}]",
-            file=sys.stderr,
-        )
-    if arguments.save:
-        print(f"appended to {harness.save('decode', [line])}", file=sys.stderr)
+    if arguments.quick:
+        arguments.steps, arguments.batch = 60, arguments.batch[-1:]
+    if arguments.shape:
+        dtype = DTYPES[arguments.dtype or "bfloat16"]
+        model, name = random_model(arguments.shape, dtype), f"{arguments.shape} shape, random"
+    else:
+        chosen = DTYPES[arguments.dtype] if arguments.dtype else None
+        model, _, name = load_model(arguments.model, dtype=chosen)
+    cases = itertools.product(arguments.mode, arguments.batch, arguments.vectors, arguments.plans)
+    lines = []
+    for case in cases:
+        lines.append(measured(model, name, case, arguments))
+        if arguments.save:
+            harness.save("decode", lines[-1:])
     if arguments.json:
-        flat = {name: ratio["ratio"] for name, ratio in ratios.items()}
-        print(json.dumps({**flat, "intervals": ratios, "ms": line["ms"], "device": line["device"]}))
+        last = lines[-1]
+        flat = {name: ratio["ratio"] for name, ratio in last["ratios"].items()}
+        print(
+            json.dumps(
+                {
+                    **flat,
+                    "intervals": last["ratios"],
+                    "ms": last["ms"],
+                    "device": last["device"],
+                    "cases": len(lines),
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

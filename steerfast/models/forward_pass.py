@@ -105,8 +105,15 @@ class ForwardPass:
         assert self.generation is not None
         batch, length = int(shape[0]), int(shape[1])
         self.routing.check_batch(batch, exact=False)
-        self.generation.route(self.routing, batch, length, attention_mask, cache)
-        self._routed_rows = batch * length
+        seen = 0 if cache is None else cache.get_seq_length()
+        if not isinstance(seen, int):  # a static cache keeps it on the device; the mask says it too
+            seen = int(seen) if attention_mask is None else attention_mask.shape[1] - length
+        self.generation.route(self.routing, batch, length, attention_mask, seen)
+        self.routed(batch * length)
+
+    def routed(self, rows: int) -> None:
+        """The next forward has this many rows, and their route is in the buffers."""
+        self._routed_rows = rows
 
     def cancel_route(self) -> None:
         """Forget a prepared route that no forward has used (``generate`` ended or failed)."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from steerfast.errors import SteerfastError
@@ -34,10 +35,9 @@ class Generation:
         self._requests: Sequence[Entry | None] = ()
 
     def route(
-        self, routing: Routing, batch: int, length: int, mask: Tensor | None, cache: Any
+        self, routing: Routing, batch: int, length: int, mask: Tensor | None, seen: int
     ) -> None:
-        """Route the next ``length`` columns of every row."""
-        seen = self._seen(mask, length, cache)
+        """Route the next ``length`` columns of every row, after ``seen``."""
         if not self._complete:
             self._learn(routing, batch, mask, seen)
         if len(self._lengths) != batch:
@@ -52,14 +52,6 @@ class Generation:
             routing.decode_step(np.array(self._lengths) + (seen - self.width), length)
         else:
             routing.prompt_step(batch, length, mask, seen, self.width)
-
-    @staticmethod
-    def _seen(mask: Tensor | None, length: int, cache: Any) -> int:
-        """How many columns came before. A static cache keeps its length on the device: the mask says it too."""
-        seen = 0 if cache is None else cache.get_seq_length()
-        if isinstance(seen, int):
-            return seen
-        return int(seen) if mask is None else mask.shape[1] - length
 
     def _learn(self, routing: Routing, batch: int, mask: Tensor | None, seen: int) -> None:
         """P of every row: the real tokens of its prompt."""
@@ -87,6 +79,46 @@ class Generation:
         each = prompts_of(self.tokens, self.mask, None)
         share = len(self._lengths) // len(each)
         return [prompt for prompt in each for _ in range(share)]
+
+
+class Loop:
+    """A decoding loop of one's own, in which ``generate`` would have said where prompts end.
+
+        with handle.use(plans), handle.generating(ids, mask) as loop:
+            loop.step(ids.shape[1])                       # route the prompt, or a chunk of it
+            cache = model(ids, attention_mask=mask).past_key_values
+            loop.step(1)                                  # route one token of every row
+            graph.replay()                                # or a compiled step, or model(...)
+
+    A step routes the forward that follows, into fixed buffers: a captured or compiled forward reads them.
+    """
+
+    def __init__(self, shared: Any, tokens: Tensor, mask: Tensor | None) -> None:
+        self._shared, self._mask = shared, mask
+        self._batch, width = tokens.shape[:2]
+        self._generation = Generation(tokens, mask, width)
+        self.seen = 0
+
+    def step(self, length: int, seen: int | None = None) -> None:
+        """Route the next ``length`` columns of every row, after those so far or, if that was rewound, ``seen``."""
+        if seen is not None:
+            self.seen = seen
+        routing = self._shared.routing
+        routing.check_batch(self._batch, exact=False)
+        mask = self._mask
+        if mask is not None:  # of the prompt; behind it all are tokens
+            mask = mask[:, : self.seen + length]
+            more = self.seen + length - mask.shape[1]
+            mask = torch.nn.functional.pad(mask, (0, more), value=1)
+        self._generation.route(routing, self._batch, length, mask, self.seen)
+        self._shared.routed(self._batch * length)
+        self.seen += length
+
+    def __enter__(self) -> Loop:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._shared.cancel_route()
 
 
 class SteeredGenerate:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models.forward_pass import ForwardPass
+from steerfast.models.generation import Loop
 from steerfast.models.rebind import Rebindings
 from steerfast.plan import Plan
 from steerfast.sites import site_name
@@ -204,6 +205,12 @@ class Handle:
             self._release(entries)
             raise
         return entries
+
+    def generating(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Loop:
+        """For a decoding loop other than ``generate``: prompts [B, T] and their 2-D mask; see ``Loop``."""
+        if not self._attached:
+            raise SteerfastError("this handle is detached; attach the model again")
+        return Loop(self._shared, input_ids, attention_mask)
 
     def report(self) -> Report:
         """What the last forward steered, read back from the route that the kernels used."""

@@ -1,0 +1,196 @@
+"""Ways of decoding one token for every row of a batch: stock, forward hooks, patched, steered; eager, compiled, captured.
+
+All share one set of weights. ``Runner.step`` is what a decoding loop does between two samplings.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerfast.experiments.decode_speed import twin
+from steerfast.models import attach, find_decoder
+from steerfast.operators import Operator
+from steerfast.plan import Plan
+from steerfast.term import Term
+from steerfast.vector import SteeringVector
+
+BANK = 64  # vectors that the plans share
+MODES = ("eager", "compiled", "graph")
+SPREADS = ("same", "distinct", "zipf")
+
+
+class Runner:
+    """One way of decoding. prompt: [B, P]; room: how many tokens follow, in eager mode.
+
+    With ``compiled`` and ``graph`` every step decodes the same position of a static cache.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompt: Tensor,
+        mode: str,
+        *,
+        plans: list[Plan | None] | None = None,
+        attached: bool = False,
+        hooks: bool = False,
+    ) -> None:
+        self.model, self.mode = twin(model), mode
+        self._open = ExitStack()
+        self._loop: Any = None
+        self._prompt = prompt
+        if hooks:
+            assert plans is not None
+            _hook_every_layer(self.model, plans)
+        elif attached:
+            handle = attach(self.model, slots=max(64, 2 * len(prompt)))
+            self._open.enter_context(handle.use(plans))
+            self._loop = self._open.enter_context(handle.generating(prompt))
+        self._run = self._prepared()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits of the token behind ``tokens`` [B, 1]."""
+        if self._loop is not None:
+            self._loop.step(1, self._seen)
+        logits = self._run(tokens)
+        if self.mode == "eager":
+            self._seen += 1
+        return logits
+
+    def close(self) -> None:
+        self._open.close()
+
+    def _prepared(self) -> Callable[[Tensor], Tensor]:
+        from transformers import DynamicCache, StaticCache
+
+        batch, length = self._prompt.shape
+        config, device = self.model.config, self._prompt.device
+        eager = self.mode == "eager"
+        cache = (
+            DynamicCache(config=config)
+            if eager
+            else StaticCache(config=config, max_cache_len=_rounded(length + 1))
+        )
+        if self._loop is not None:
+            self._loop.step(length)
+        self.model(self._prompt, past_key_values=cache, use_cache=True)
+        self._seen = length
+        if eager:
+            return lambda tokens: self.model(tokens, past_key_values=cache, use_cache=True).logits
+
+        at = torch.full((batch, 1), length, device=device)
+        lengths = [layer.cumulative_length for layer in cache.layers]
+        forward = self.model.forward
+        if self.mode == "compiled":
+            forward = torch.compile(forward, fullgraph=True, dynamic=False)
+
+        def again(tokens: Tensor) -> Tensor:
+            logits: Tensor = forward(tokens, past_key_values=cache, position_ids=at).logits
+            torch._foreach_sub_(lengths, 1)
+            return logits
+
+        return self._captured(again, batch, device) if self.mode == "graph" else again
+
+    def _captured(
+        self, again: Callable[[Tensor], Tensor], batch: int, device: torch.device
+    ) -> Callable[[Tensor], Tensor]:
+        """The step as one CUDA graph."""
+        held = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                if self._loop is not None:
+                    self._loop.step(1, self._seen)
+                again(held)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        if self._loop is not None:
+            self._loop.step(1, self._seen)
+        with torch.cuda.graph(graph):
+            logits = again(held)
+
+        def replay(tokens: Tensor) -> Tensor:
+            held.copy_(tokens)
+            graph.replay()
+            return logits
+
+        return replay
+
+
+def _rounded(length: int) -> int:
+    return -(-length // 64) * 64
+
+
+def bank(model: Any, seed: int = 0) -> list[SteeringVector]:
+    """Random directions at the output of every layer, 1% of a unit in each element."""
+    decoder, _ = find_decoder(model)
+    generator = torch.Generator().manual_seed(seed)
+    shape = decoder.config.num_hidden_layers, decoder.config.hidden_size
+    drawn = [0.01 * torch.randn(shape, generator=generator) for _ in range(BANK)]
+    return [
+        SteeringVector(f"random {index}", dict(enumerate(rows.unbind())))
+        for index, rows in enumerate(drawn)
+    ]
+
+
+def plans_for(
+    vectors: list[SteeringVector],
+    batch: int,
+    terms: int,
+    spread: str,
+    operator: Operator,
+    seed: int,
+) -> list[Plan | None]:
+    """A plan of ``terms`` vectors on all layers for each row: one for all, all distinct, or zipf."""
+    rng = random.Random(seed)
+
+    def one() -> Plan:
+        chosen = rng.sample(vectors, terms)
+        dial = {"target": 0.0} if operator == "clamp" else {}
+        return Plan(
+            tuple(
+                Term(
+                    vector,
+                    1.0 if operator == "clamp" else rng.uniform(0.5, 1.5),
+                    operator=operator,
+                    **dial,  # type: ignore[arg-type]
+                )
+                for vector in chosen
+            )
+        )
+
+    distinct = [one() for _ in range({"same": 1}.get(spread, batch))]
+    if spread == "zipf":
+        weights = [1 / (rank + 1) for rank in range(batch)]
+        return list(rng.choices(distinct, weights, k=batch))
+    return [distinct[row % len(distinct)] for row in range(batch)]
+
+
+def _hook_every_layer(model: Any, plans: list[Plan | None]) -> None:
+    """What one writes without a library: a hook on each layer that adds every vector to its rows."""
+    decoder, _ = find_decoder(model)
+    weight = decoder.layers[0].input_layernorm.weight
+    terms = max(len(plan.terms) for plan in plans if plan is not None)
+    for index, layer in enumerate(decoder.layers):
+        added = []
+        for k in range(terms):
+            rows = [
+                plan.terms[k].coefficient * plan.terms[k].vector.at(index)
+                for plan in plans
+                if plan is not None
+            ]
+            added.append(torch.stack(rows)[:, None].to(weight))
+
+        def hook(module: Any, inputs: Any, output: Tensor, added: list[Tensor] = added) -> Tensor:
+            for one in added:
+                output = output + one
+            return output
+
+        layer.register_forward_hook(hook)
