@@ -357,7 +357,13 @@ def _bare_by_key(
 ) -> tuple[Tensor, ...]:
     """``Routing.bare`` as an op: compiled code calls it and knows nothing of plans, so none recompiles it."""
     begun: int | Tensor = int(seen) if seen.device.type == "cpu" else seen
-    rows = _by_key[key].bare(like, tokens, mask, position_ids, begun, mask_kind, in_generate)
+    routing = _by_key[key]
+    rows = routing.bare(like, tokens, mask, position_ids, begun, mask_kind, in_generate)
+    if routing.measure_first:
+        raise SteerfastError(
+            "a plan has a condition, and this compiled forward holds the prompt and tokens behind it, which depend on "
+            "what the prompt decides; run the prompt as a forward of its own, or do not compile"
+        )
     return tuple(line.clone() for line in rows)  # what an op returns is its own
 
 
