@@ -92,6 +92,11 @@ class Table:
         """Every plan in the table, held or idle."""
         return tuple(self._entries.values())
 
+    @property
+    def slots_in_use(self) -> int:
+        """How many slots somebody holds; the rest is free, or kept for plans that may come again."""
+        return _slots(self._held())
+
     def to(self, device: torch.device) -> None:
         """Move the tensors; captured graphs that read the old ones must be captured again."""
         with torch.inference_mode(False):
@@ -219,11 +224,10 @@ class Table:
 
     def _check_room(self, held: list[Entry], packed: Packed) -> None:
         """TableFullError if the plan would not fit even beside the plans in use alone."""
-        used_slots = sum(slot != UNSTEERED for entry in held for slot in entry.slots)
         used_rows = {row for entry in held for row in entry.rows}
         used_programs = {program for entry in held for program in entry.programs}
         wanted = {
-            "slots": (packed.slots, self.records.shape[1], used_slots),
+            "slots": (packed.slots, self.records.shape[1], _slots(held)),
             "bank_rows": (
                 self._rows.missing(packed.directions, used_rows),
                 self._rows.capacity,
@@ -261,6 +265,10 @@ class Table:
         for program in entry.programs:
             self._programs.give_back(program)
         self.version += 1
+
+
+def _slots(entries: list[Entry]) -> int:
+    return sum(slot != UNSTEERED for entry in entries for slot in entry.slots)
 
 
 def _write(tensor: Tensor, rows: dict[int, Tensor]) -> None:

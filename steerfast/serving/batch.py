@@ -5,6 +5,7 @@ Requests run in transformers' continuous batching, which packs prompts and steps
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -94,7 +95,7 @@ def _run(
             **{name: value for name, value in sampling.items() if name != "seed"},
         }
     )
-    config = ContinuousBatchingConfig() if config is None else config
+    config = ContinuousBatchingConfig() if config is None else copy.copy(config)
     if sampling.get("seed") is not None:
         config.seed = sampling["seed"]
     waiting = deque(numbers)

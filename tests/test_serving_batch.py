@@ -1,0 +1,219 @@
+"""``generate_batch``: answers as each request gets alone, in order, whatever the table has room for."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from transformers import ContinuousBatchingConfig, LlamaConfig, LlamaForCausalLM
+
+from steerfast import Condition, SteeringVector, Test, attach, steer
+from steerfast.errors import SteerfastError, TableFullError
+from steerfast.models.continuous import salted
+from steerfast.serving import Request, generate_batch
+
+D, LAYERS, VOCABULARY = 32, 3, 64
+SMALL = {
+    "page_size": 16,
+    "num_blocks": 200,
+    "max_batch_tokens": 64,
+}  # prompts of 300 come in chunks
+QUIET = {"progress": False, "config": ContinuousBatchingConfig(**SMALL)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=D,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.3,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def vector(seed):
+    rng = torch.Generator().manual_seed(seed)
+    return SteeringVector(f"v{seed}", {at: torch.randn(D, generator=rng) for at in range(LAYERS)})
+
+
+def prompt(seed, length):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(1, VOCABULARY, (length,), generator=rng).tolist()
+
+
+def alone(model, ids, plan, count):
+    with attach(model) as handle, handle.use(plan):
+        out = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)
+    return out[0, len(ids) :].tolist()
+
+
+def test_more_plans_than_slots_wait_their_turn(model):
+    """Eleven plans through three slots: every answer is the one that its request gets alone, and all seats return."""
+    requests = [
+        Request(prompt(n, 2 + n % 4), steer(vector(n), 3.0), {"max_new_tokens": 2 + n % 5})
+        for n in range(11)
+    ]
+    requests.insert(4, Request(prompt(50, 3), None, {"max_new_tokens": 4}))
+    with attach(model, slots=3) as handle:
+        answers = generate_batch(handle, requests, **QUIET)
+        assert handle.table.slots_in_use == 0
+    assert [one.text for one in answers] == [None] * len(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        count = request.sampling["max_new_tokens"]
+        assert answer.tokens == alone(model, request.prompt, request.plan, count)
+    assert answers[0].tokens != alone(model, requests[0].prompt, None, 2)
+
+
+def test_a_plan_that_never_fits_is_an_error(model):
+    """Two phases do not go through one slot, however long they wait."""
+    from steerfast import Plan, Term
+
+    two = Plan((Term(vector(1), select="prompt"), Term(vector(2), select="generated")))
+    with attach(model, slots=1) as handle:
+        with pytest.raises((TableFullError, ValueError), match="slots"):
+            generate_batch(handle, [(prompt(1, 3), two, {"max_new_tokens": 2})], **QUIET)
+        handle.use(None).close()  # the handle is whole
+
+
+def test_text_sampling_and_defaults(tiny):
+    """Text in and out; requests with other sampling run in engines of their own, results stay in order."""
+    model, tokenizer, _ = tiny
+    joy = SteeringVector("joy", {1: torch.ones(64)})
+    requests = [
+        ("My day", steer(joy, 2.0), {"max_new_tokens": 3}),
+        ("My day", None, {"max_new_tokens": 3, "do_sample": True, "temperature": 0.5, "seed": 7}),
+        ("All of us", steer(joy, -2.0), {"max_new_tokens": 4}),
+    ]
+    answers = generate_batch(model, requests, tokenizer=tokenizer, **QUIET)
+    assert "forward" not in vars(model.model.layers[0])  # attached for the call only
+    for at in (0, 2):
+        text, plan, sampling = requests[at]
+        ids = tokenizer(text)["input_ids"]
+        expected = alone(model, ids, plan, sampling["max_new_tokens"])
+        assert answers[at].tokens == expected
+        assert answers[at].text == tokenizer.decode(expected)
+    again = generate_batch(model, requests, tokenizer=tokenizer, **QUIET)
+    assert again[1].tokens == answers[1].tokens  # a seed is a seed
+    assert generate_batch(model, [], **QUIET) == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [
+        (("text",), ValueError, "request 1 is text"),
+        (([],), ValueError, "request 1 has an empty prompt"),
+        (([1], "joy"), TypeError, "plan of request 1 is a str"),
+        (([1], None, {"top_q": 1}), ValueError, "request 1 asks for top_q; known: max_new_tokens"),
+        (
+            ([1], steer(SteeringVector("w", {0: torch.ones(8)}))),
+            ValueError,
+            "request 1: .*hidden size",
+        ),
+        (
+            ([1], steer(SteeringVector("w", {9: torch.ones(D)}))),
+            ValueError,
+            "request 1: .*layer",
+        ),
+    ],
+)
+def test_bad_requests_are_named_before_anything_runs(model, request_, error, message):
+    with pytest.raises(error, match=message):
+        generate_batch(model, [([1, 2], None, {"max_new_tokens": 1}), request_], **QUIET)
+    assert "forward" not in vars(model.model.layers[0])
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_shared_prompt_shares_blocks_only_within_a_plan(model, keyed, monkeypatch):
+    """300 tokens in common: no answer takes another plan's keys and values. Blocks keyed by tokens alone would."""
+    if not keyed:
+        monkeypatch.setattr("steerfast.models.continuous.salted", lambda ids, plan: ids)
+    common = prompt(7, 300)
+    plans = [steer(vector(1), 2.0), None, steer(vector(2), 2.0), steer(vector(1), 2.0), None]
+    requests = [([*common, n + 1], plan, {"max_new_tokens": 4}) for n, plan in enumerate(plans)]
+    with attach(model) as handle:
+        answers = [one.tokens for one in generate_batch(handle, requests, **QUIET)]
+    expected = [alone(model, ids, plan, 4) for ids, plan, _ in requests]
+    right = [one == two for one, two in zip(answers, expected, strict=True)]
+    assert right[0]
+    assert all(right) == keyed
+
+
+def test_blocks_are_keyed_by_the_plan():
+    ids = list(range(40))
+    one, two = steer(vector(1)), steer(vector(1), 2.0)
+    assert salted(ids, None) is ids
+    assert salted(ids, one) == salted(ids, steer(vector(1)))
+    assert salted(ids, one)[:8] != salted(ids, two)[:8]
+    assert salted(ids, one)[:8] != ids[:8]
+    assert all(0 <= token < 2**31 for token in salted(ids, one))
+    assert [token % 2**20 for token in salted(ids, one)] == ids
+    with pytest.raises(ValueError, match="allow_block_sharing=False"):
+        salted([1 << 20], one)
+
+
+def test_the_manager_takes_plans(model):
+    """``add_request(plan=)``, and ``handle.use`` around transformers' own ``generate_batch``."""
+    from transformers import GenerationConfig
+
+    ids = [prompt(n, 4) for n in range(3)]
+    plans = [steer(vector(1), 3.0), None, steer(vector(2), -3.0)]
+    settings = GenerationConfig(
+        max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    expected = [alone(model, *one, 4) for one in zip(ids, plans, strict=True)]
+    with attach(model) as handle:
+        with handle.use(plans):
+            got = model.generate_batch(
+                ids, settings, continuous_batching_config=QUIET["config"], progress_bar=False
+            )
+        by_name = sorted(got.items(), key=lambda item: int(item[0].split("_")[-1]))
+        assert [list(one.generated_tokens) for _, one in by_name] == expected
+        with handle.use(plans), pytest.raises(ValueError, match=r"3 plans, but .* 2 prompts"):
+            model.generate_batch(ids[:2], generation_config=settings)
+        with model.continuous_batching_context_manager(
+            generation_config=settings, continuous_batching_config=QUIET["config"]
+        ) as manager:
+            names = [
+                manager.add_request(one, plan=plan) for one, plan in zip(ids, plans, strict=True)
+            ]
+            with handle.use(plans), pytest.raises(SteerfastError, match="add_request"):
+                manager.add_request(ids[0])
+            got = {}
+            while len(got) < 3:
+                result = manager.get_result(timeout=10)
+                if result is not None and result.is_finished():
+                    got[result.request_id] = list(result.generated_tokens)
+        assert [got[name] for name in names] == expected
+        assert handle.table.slots_in_use == 0
+    assert threading.active_count() < 20
+
+
+def test_conditions_decide_in_packed_batches(model):
+    """Five prompts, one threshold between them: decided as each is alone."""
+    key = vector(9)
+    ids = [prompt(n, 3 + n) for n in range(5)]
+    with torch.no_grad():
+        values = [
+            model(torch.tensor([one]), output_hidden_states=True).hidden_states[1][0, -1]
+            @ key.at(0)
+            for one in ids
+        ]
+    values = torch.stack(values) / key.at(0).norm()
+    between = values.sort().values[1:3].mean().item()
+    condition = Condition(Test("projection", key, 0, threshold=between))
+    plan = steer(vector(1), 3.0, condition=condition)
+    with attach(model) as handle:
+        asked = [(one, plan, {"max_new_tokens": 4}) for one in ids]
+        answers = [one.tokens for one in generate_batch(handle, asked, **QUIET)]
+    assert answers == [alone(model, one, plan, 4) for one in ids]
+    plain = [alone(model, one, None, 4) for one in ids]
+    met = (values > between).tolist()
+    assert [one != two for one, two in zip(answers, plain, strict=True)] == met
