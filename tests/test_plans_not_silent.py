@@ -1,0 +1,172 @@
+"""Where other libraries steer the wrong tokens, and say nothing: each case here, against the oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from plan_oracle import outcome
+from random_plans import LAYERS, MARK, PLAIN, D, llama, vector
+
+from steerfast import AfterSequence, First, Positions, SteerfastError, attach, steer
+
+PROMPT = [5, 6, *MARK, 7]
+GREEDY = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+SCORES = {"output_scores": True, "return_dict_in_generate": True}
+SELECTS = [
+    "all", "prompt", "generated", "after_prompt", "last_prompt_token", Positions(1), Positions(0, 2),
+    Positions(-1), Positions(-2, "prompt_end"), Positions("prompt_end", 3), First(1), AfterSequence((60,)),
+]  # fmt: skip
+
+
+def close(found, expected):
+    assert torch.allclose(found, expected, atol=2e-4 * (1 + float(expected.abs().max())), rtol=0)
+
+
+def scores_of(model, rows, **how):
+    """(tokens, scores [B, n, V]) of prompts of one length."""
+    out = model.generate(torch.tensor(rows), **{**GREEDY, **SCORES, **how})
+    return out.sequences[:, len(rows[0]) :].tolist(), torch.stack(out.scores, 1)
+
+
+def expected(prompt, plan, tokens):
+    logits, _ = outcome(PLAIN, prompt + tokens, prompt, plan)
+    return logits[len(prompt) - 1 : -1]
+
+
+def test_steering_is_not_lost_on_tokens_decoded_from_the_cache():
+    """A plan that acts on generated tokens only changes the second score on, each by all before it."""
+    plan = steer(vector(1), 2.0, select="generated")
+    with attach(llama()) as handle, handle.use(plan):
+        tokens, scores = scores_of(handle.model, [PROMPT])
+    close(scores[0], expected(PROMPT, plan, tokens[0]))
+    plain = expected(PROMPT, None, tokens[0])
+    close(scores[0, 0], plain[0])
+    assert all(not torch.allclose(scores[0, n], plain[n], atol=1e-2) for n in (1, 2, 3))
+
+
+def test_every_row_is_steered_by_its_own_plan_and_not_by_that_of_row_0():
+    plans = [steer(vector(row), 2.0) for row in range(3)]
+    for order in ([0, 1, 2], [2, 0, 1], [1, 1, 1]):
+        chosen = [plans[row] for row in order]
+        with attach(llama()) as handle, handle.use(chosen):
+            tokens, scores = scores_of(handle.model, [PROMPT] * 3)
+        for row, plan in enumerate(chosen):
+            close(scores[row], expected(PROMPT, plan, tokens[row]))
+
+
+@pytest.mark.parametrize("select", ["prompt", "generated"])
+def test_a_chunk_of_one_token_is_prompt(select):
+    """Five tokens in chunks of two or four: the last chunk has one, as a decoding step has."""
+    plan = steer(vector(1), 2.0, select=select)
+    for chunk in (1, 2, 4):
+        with attach(llama()) as handle, handle.use(plan):
+            tokens, scores = scores_of(handle.model, [PROMPT], prefill_chunk_size=chunk)
+        close(scores[0], expected(PROMPT, plan, tokens[0]))
+
+
+@pytest.mark.parametrize("select", SELECTS, ids=str)
+def test_a_prompt_of_one_token(select):
+    plan = steer(vector(1), 2.0, select=select)
+    with attach(llama()) as handle, handle.use([plan, None]):
+        tokens, scores = scores_of(handle.model, [[60], [60]])
+    close(scores[0], expected([60], plan, tokens[0]))
+    close(scores[1], expected([60], None, tokens[1]))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_recorders_see_the_steered_stream(before):
+    """Hooks that record a layer's output, put on before attach or after it, and output_hidden_states."""
+    model, seen = llama(), {}
+
+    def record():
+        for index, layer in enumerate(model.model.layers):
+            layer.register_forward_hook(lambda m, a, out, index=index: seen.update({index: out}))
+
+    if before:
+        record()
+    plan = steer(vector(1), 2.0, layers=[1])
+    with attach(model) as handle, handle.use(plan), torch.no_grad():
+        if not before:
+            record()
+        states = model(torch.tensor([PROMPT]), output_hidden_states=True).hidden_states
+    _, streams = outcome(PLAIN, PROMPT, PROMPT, plan)
+    for layer in range(LAYERS):
+        close(seen[layer][0], streams[layer + 1])
+        close(states[layer][0], streams[layer])
+
+
+def test_a_slot_used_again_has_nothing_of_its_last_plan():
+    """Two slots, thirty plans with other coefficients, scales, operators and finishes."""
+    with attach(llama(), slots=2) as handle:
+        for turn in range(30):
+            ways = {
+                "scale": ["raw", "unit"][turn % 2],
+                "finish": ["none", "preserve"][turn % 3 == 0],
+            }
+            ways = {"operator": "ablate"} if turn % 5 == 4 else ways
+            plan = steer(vector(turn % 4), 1.0 + turn / 8, layers=[turn % LAYERS], **ways)
+            with handle.use(plan), torch.no_grad():
+                logits = handle.model(torch.tensor([PROMPT])).logits[0]
+            close(logits, outcome(PLAIN, PROMPT, PROMPT, plan)[0])
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
+def test_a_layer_is_that_layer(layer, site):
+    """hidden_states[l] is the input of layer l: resid_pre of l changes it, resid_post of l the next."""
+    with attach(llama()) as handle, torch.no_grad():
+        ids = torch.tensor([PROMPT])
+        plain = handle.model(ids, output_hidden_states=True).hidden_states
+        with handle.use(steer(vector(1), layers=[layer], site=site)):
+            states = handle.model(ids, output_hidden_states=True).hidden_states
+    first = layer if site == "resid_pre" else layer + 1
+    for index in range(first):
+        assert torch.equal(states[index], plain[index])
+    if first < LAYERS:  # the last is recorded behind the final norm
+        close(states[first][0] - plain[first][0], vector(1).at(layer).expand(len(PROMPT), D))
+
+
+def test_a_sequence_that_is_not_there_is_an_error_before_anything_runs():
+    plan = steer(vector(1), select=AfterSequence((1, 2, 3)))
+    with attach(llama()) as handle:
+        ran = []
+        handle.model.model.layers[0].mlp.register_forward_hook(lambda *_: ran.append(1))
+        with handle.use(plan):
+            with pytest.raises(ValueError, match="does not contain"):
+                handle.model.generate(torch.tensor([PROMPT]), **GREEDY)
+            with pytest.raises(ValueError, match="does not contain"):
+                handle.model(torch.tensor([PROMPT]))
+        assert not ran
+        handle.model(torch.tensor([PROMPT]))
+        assert ran
+
+
+def test_what_counts_from_the_prompts_end_wants_to_know_it():
+    """A forward alone takes all its tokens for prompt, but not for the whole of it: where that ends must be said."""
+    ids = torch.tensor([[*PROMPT, 8, 9]])
+    with attach(llama()) as handle, torch.no_grad():
+        for select in ("last_prompt_token", "after_prompt", Positions(-2)):
+            plan = steer(vector(1), 2.0, select=select)
+            with handle.use(plan), pytest.raises(SteerfastError, match="prompt_lengths"):
+                handle.model(ids)
+            with handle.use(plan, prompt_lengths=[len(PROMPT)]):
+                logits = handle.model(ids).logits[0]
+            close(logits, outcome(PLAIN, ids[0].tolist(), PROMPT, plan)[0])
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_padding_is_never_steered(left):
+    """Its own stream is bitwise what it is without a plan, at the layer that is steered."""
+    pad = [0, 0]
+    row = pad + PROMPT[:3] if left else PROMPT[:3] + pad
+    ids = torch.tensor([row, PROMPT])
+    mask = (ids != 0).long()
+    padding = mask[0] == 0
+    given = {"attention_mask": mask, "output_hidden_states": True}
+    with attach(llama()) as handle, torch.no_grad():
+        plain = handle.model(ids, **given).hidden_states[1]
+        with handle.use(steer(vector(1), 2.0, layers=[0])):
+            states = handle.model(ids, **given).hidden_states[1]
+            assert handle.report().steered == int(mask.sum())
+    assert torch.equal(states[0][padding], plain[0][padding])
+    assert not torch.equal(states[0][~padding], plain[0][~padding])
