@@ -142,16 +142,21 @@ def test_a_sequence_that_is_not_there_is_an_error_before_anything_runs():
 
 
 def test_what_counts_from_the_prompts_end_wants_to_know_it():
-    """A forward alone takes all its tokens for prompt, but not for the whole of it: where that ends must be said."""
+    """All tokens of a forward alone are its prompt. Of one that goes on from a cache nobody knows the end."""
     ids = torch.tensor([[*PROMPT, 8, 9]])
+    tokens = ids[0].tolist()
     with attach(llama()) as handle, torch.no_grad():
-        for select in ("last_prompt_token", "after_prompt", Positions(-2)):
+        cache = handle.model(ids, use_cache=True).past_key_values
+        for select in ("last_prompt_token", "after_prompt", Positions(-2), Positions(-1, None)):
             plan = steer(vector(1), 2.0, select=select)
-            with handle.use(plan), pytest.raises(SteerfastError, match="prompt_lengths"):
-                handle.model(ids)
+            with handle.use(plan):
+                logits = handle.model(ids).logits[0]
+                with pytest.raises(SteerfastError, match="prompt_lengths"):
+                    handle.model(ids[:, :1], past_key_values=cache)
+            close(logits, outcome(PLAIN, tokens, tokens, plan)[0])
             with handle.use(plan, prompt_lengths=[len(PROMPT)]):
                 logits = handle.model(ids).logits[0]
-            close(logits, outcome(PLAIN, ids[0].tolist(), PROMPT, plan)[0])
+            close(logits, outcome(PLAIN, tokens, PROMPT, plan)[0])
 
 
 @pytest.mark.parametrize("left", [True, False])
