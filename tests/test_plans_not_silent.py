@@ -175,3 +175,30 @@ def test_padding_is_never_steered(left):
             assert handle.report().steered == int(mask.sum())
     assert torch.equal(states[0][padding], plain[0][padding])
     assert not torch.equal(states[0][~padding], plain[0][~padding])
+
+
+def test_every_forward_alone_finds_its_own_prompt():
+    """A short one, a longer one, two at once, and one behind a generation, under one ``use``."""
+    long = [*PROMPT, 8, 9, 10]
+    for select in ("last_prompt_token", "prompt", AfterSequence(MARK), Positions(-2, "prompt_end")):
+        plan = steer(vector(1), 2.0, select=select)
+        with attach(llama()) as handle, torch.no_grad(), handle.use(plan):
+            for batch in ([PROMPT], [long], [PROMPT, [1, 2, 3, *MARK]], [PROMPT]):
+                logits = handle.model(torch.tensor(batch)).logits
+                for row, tokens in enumerate(batch):
+                    close(logits[row], outcome(PLAIN, tokens, tokens, plan)[0])
+                handle.model.generate(torch.tensor([PROMPT[1:], PROMPT[:4]]), **GREEDY)
+
+
+def test_a_generation_goes_on_behind_another_forward():
+    """Between two of its steps somebody else's rows are routed: a stopping criterion that asks the model itself."""
+    plan = steer(vector(1), 2.0, select="generated")
+    with attach(llama()) as handle, handle.use(plan):
+        model = handle.model
+
+        def ask(ids, scores, **_):
+            model.generate(torch.tensor([[1, 2], [3, 4]]), max_new_tokens=2)
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+        tokens, scores = scores_of(model, [PROMPT], stopping_criteria=[ask])
+    close(scores[0], expected(PROMPT, plan, tokens[0]))

@@ -8,7 +8,7 @@ case, and a compiled model finds its route ready in fixed buffers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from torch import Tensor
 from steerfast.errors import SteerfastError
 from steerfast.models.positions import prompts_of
 from steerfast.models.routing import Routing
-from steerfast.table import Entry
 
 
 class Generation:
@@ -32,7 +31,6 @@ class Generation:
         self.tokens, self.mask, self.width = tokens, mask, width
         self._complete = False  # the whole prompt has been seen, so its lengths are final
         self._lengths: tuple[int, ...] = ()
-        self._requests: Sequence[Entry | None] = ()
 
     def route(
         self, routing: Routing, batch: int, length: int, mask: Tensor | None, seen: int
@@ -45,9 +43,8 @@ class Generation:
                 f"generate changed its batch from {len(self._lengths)} to {batch} rows; this "
                 "generation strategy is not supported"
             )
-        if routing.requests is not self._requests:  # other plans since the last step
-            routing.begin_generation(self._lengths, self._prompts(routing), seen, going_on=True)
-            self._requests = routing.requests
+        if not routing.serves(self):  # other plans since the last step, or somebody else's rows
+            self._begin(routing, seen, going_on=True)
         if self._complete and seen >= self.width:
             routing.decode_step(np.array(self._lengths) + (seen - self.width), length)
         else:
@@ -67,9 +64,12 @@ class Generation:
         if known != self._lengths:
             going_on = bool(self._lengths)
             self._lengths = known
-            routing.begin_generation(known, self._prompts(routing), seen, going_on=going_on)
-            self._requests = routing.requests
+            self._begin(routing, seen, going_on)
         self._complete = missing == 0
+
+    def _begin(self, routing: Routing, seen: int, going_on: bool) -> None:
+        prompts = self._prompts(routing)
+        routing.begin_generation(self, self._lengths, prompts, seen, going_on)
 
     def _prompts(self, routing: Routing) -> list[list[int]] | None:
         """The prompts' ids, row by row, where a plan looks for a sequence in them."""

@@ -50,6 +50,7 @@ class Routing:
         self.judging: Verdicts  # the verdicts of this forward's seats
         self.knows_generate = True  # the model that generates is patched too
         self._unknown: SteerfastError | None = None  # why a bare forward cannot be routed
+        self._assigned_for: object = None  # the generation whose rows the route is made of, if any
         self._start(table.device)
         self.rows = self.buffers.idle(1)
 
@@ -109,7 +110,7 @@ class Routing:
 
     def _assign_bare(self) -> None:
         """Fill the device's tensors for forwards outside of ``generate``, as far as their prompts are known."""
-        self._unknown = None
+        self._unknown = self._assigned_for = None
         rows = len(self.requests) if self.lengths is None else len(self.lengths)
         single = self.count is None and rows == 1
         entries = self.requests * rows if self.count is None else self.requests
@@ -203,6 +204,8 @@ class Routing:
                 "extra pass), so prompt and generated tokens cannot be told apart there; use plans "
                 "that select 'all' tokens with this strategy"
             )
+        if self._assigned_for is not None:  # a generation has run since
+            self._assign_bare()
         self._check_knowledge(batch, tokens, mask, seen)
         if mask_kind:
             raise SteerfastError(
@@ -231,11 +234,11 @@ class Routing:
         if self._unknown is None:
             return
         if self.prompts is None and tokens is not None and isinstance(seen, int) and seen == 0:
-            # The whole prompt is at hand, so a sequence in it can be found.
+            # The whole prompt is at hand, so its end and a sequence in it can be found. Of this forward only:
+            # the next one may bring other prompts, or go on with these, and then nobody says where they end.
             entries = self.requests * batch if self.count is None else self.requests
             prompts = prompts_of(tokens, mask, self.lengths)
             self._assign_rows(entries, self.lengths, prompts)
-            self._unknown = None
             return
         raise self._unknown
 
@@ -262,8 +265,13 @@ class Routing:
 
     # -- a step of generate ----------------------------------------------------------------------------
 
+    def serves(self, generation: object) -> bool:
+        """Whether the route is made of this generation's rows; not once plans or who runs have changed."""
+        return self._assigned_for is generation
+
     def begin_generation(
         self,
+        generation: object,
         lengths: Sequence[int],
         prompts: Sequence[Sequence[int]] | None,
         seen: int,
@@ -283,8 +291,14 @@ class Routing:
                 f"plan {averaging[0].plan.digest[:8]} has a condition that averages over the prompt, but a cache brings "
                 f"{seen} of its tokens; generate without it, or test the last token only"
             )
+        if going_on and self.conditional and self._assigned_for not in (None, generation):
+            raise SteerfastError(
+                "another generation ran between two steps of one whose plans have conditions, and what they decided is "
+                "lost; run it before or after"
+            )
         kept = self.verdicts.keep(entries) if going_on else None
         each = self._assign_rows(entries, lengths, prompts)
+        self._assigned_for = generation
         if kept is not None:
             self.verdicts.restore(kept)
         if len(each) > self.router.seats:
