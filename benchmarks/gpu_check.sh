@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Everything worth doing on a machine with a GPU, most valuable first, in under eight minutes:
+# Everything worth doing on a machine with a GPU, most valuable first, in under fifteen minutes:
 #
 #   benchmarks/gpu_check.sh [OUT]
 #
 # builds for the CPU and CUDA, runs the conformance suite on the GPU for the CUDA and the Triton kernels,
-# compute-sanitizer on a reduced list of cases, then the op benchmark; writes results and a summary to OUT
+# compute-sanitizer on a reduced list of cases, then the decode benchmark at the Llama-2-7B shape and the op benchmark; writes results and a summary to OUT
 # (default: benchmarks/results/gpu). Uses the `python` on PATH; needs torch with CUDA, nvcc, ninja, pybind11.
 # Nothing here changes a setting of the GPU.
 set -uo pipefail
@@ -46,8 +46,13 @@ for tool in memcheck racecheck initcheck synccheck; do
   step "sanitizer-$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 \
     "$python" -m benchmarks.gpu_conformance --backend cuda --quick
 done
+step bench-decode-7b 240 "$python" benchmarks/bench_decode.py --shape llama-2-7b --mode graph --batch 1 32 256 \
+  --vectors 8 --steps 100 --save
+step bench-decode-7b-reads 120 "$python" benchmarks/bench_decode.py --shape llama-2-7b --mode graph --batch 32 \
+  --vectors 8 --operator clamp --steps 100 --save
+step bench-decode-7b-eager 120 "$python" benchmarks/bench_decode.py --shape llama-2-7b --batch 1 32 --steps 60 --save
 step bench-ops 150 "$python" benchmarks/bench_ops.py --save
-cp -f benchmarks/results/ops.jsonl "$out/" 2>/dev/null
+cp -f benchmarks/results/{ops,decode}.jsonl "$out/" 2>/dev/null
 {
   echo
   echo "Last line of the quick op benchmark:"

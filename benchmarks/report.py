@@ -59,25 +59,56 @@ def ops_table() -> str:
 
 
 def decode_table() -> str:
-    lines = latest("decode", "model", "dtype", "batch")
+    keys = ("model", "dtype", "mode", "batch", "vectors", "operator", "plans")
+    lines = [line for line in latest("decode", *keys) if "mode" in line]
     rows = [
-        "| model | dtype | batch | stock, ms | patched, ms | steered everywhere, ms | steered / stock, 95% | A/A, 95% |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model, mode | batch | plans | terms, each at every layer | stock, ms | hooks, ms | patched, ms | steered, ms "
+        "| steered / patched, 95% | steered / stock, 95% | A/A, 95% |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
-        ms = {name: time["median"] for name, time in line["ms"].items()}
-        over, control = line["ratios"]["steered_over_stock"], line["ratios"]["a_over_a"]
-        rows.append(
-            f"| {line['model']} | {line['dtype']} | {line['batch']} | {ms['stock']:.2f} | {ms['patched']:.2f} "
-            f"| {ms['steered']:.2f} | {over['ratio']:.3f} [{over['low']:.3f}, {over['high']:.3f}] "
-            f"| {control['ratio']:.3f} [{control['low']:.3f}, {control['high']:.3f}] |"
-        )
+        ms = {name: f"{time['median']:.2f}" for name, time in line["ms"].items()}
+        over = [
+            f"{one['ratio']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+            for one in (
+                line["ratios"][name]
+                for name in ("steered_over_patched", "steered_over_stock", "a_over_a")
+            )
+        ]
+        cells = [
+            f"{line['model']}, {line['dtype']}, {line['mode']}",
+            line["batch"],
+            f"{line['distinct']} ({line['plans']})",
+            f"{line['vectors']} x {line['operator']}",
+            ms["stock"],
+            ms.get("hooks", "-"),
+            ms["patched"],
+            ms["steered"],
+            *over,
+        ]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    least = min(line["steps"] for line in lines)
     return "\n".join(
-        [*rows, "", f"{lines[-1]['steps']} steps each, one by one in turn. {caption(lines[-1])}"]
+        [*rows, "", f"{least} steps each or more, one by one in turn. {caption(lines[-1])}"]
     )
 
 
-TABLES = {"ops": ops_table, "decode": decode_table}
+def router_table() -> str:
+    lines = latest("router", "requests")
+    rows = [
+        "| requests, each with its plan on 32 layers | wrapped entry to buffer, us | the router in it | the same in Python | A/A |",
+        "|---|---|---|---|---|",
+    ]
+    for line in lines:
+        cells = [
+            f"{time['median']:.1f} [{time['p20']:.1f}, {time['p80']:.1f}]"
+            for time in (line["us"][name] for name in ("route", "fill", "python"))
+        ]
+        rows.append(f"| {line['requests']} | {' | '.join(cells)} | {line['a_over_a']:.2f} |")
+    return "\n".join([*rows, "", f"Median [p20, p80]. {caption(lines[-1])}"])
+
+
+TABLES = {"ops": ops_table, "decode": decode_table, "router": router_table}
 
 
 def filled(text: str) -> str:

@@ -181,3 +181,64 @@ def test_inline_json_is_little_endian_float32():
     (term,) = plan_from_json(text).terms
     assert term.steered_layers == (5,)
     assert torch.equal(term.vector.at(5), torch.tensor([1.0, -2.0]))
+
+
+def test_selectors_schedules_and_conditions_travel_as_json():
+    from steerfast import AfterSequence, Condition, First, Positions, Schedule, Test
+
+    generator = torch.Generator().manual_seed(4)
+    flat = SteeringVector("flat", {2: torch.randn(8, generator=generator)})
+    written = SteeringVector("written", {2: torch.randn(3, 8, generator=generator)})
+    tests = (
+        Test("cosine", flat, 2, threshold=0.1, over="mean", below=True),
+        Test("probe", flat, 2, bias=-0.5, site="resid_mid"),
+    )
+    selects = ["after_prompt", Positions(-4, "prompt_end"), Positions(2), AfterSequence((3, 4))]
+    plan = Plan(
+        (
+            *(Term(flat, 1.5, select=select) for select in selects),
+            Term(written, 0.5, select=First(2)),
+        ),
+        schedule=Schedule(((-2, 0.5), (3, 0.1))),
+        condition=Condition(tests, require="any"),
+    )
+    again = plan_from_json(plan_to_json(plan))
+    assert again == plan
+    assert {str(term.select) for term in again.terms} == {str(term.select) for term in plan.terms}
+    assert again.schedule == plan.schedule
+    assert again.condition.require == "any"
+    by_name = plan_from_json(plan_to_json(plan, inline=False), {"flat": flat, "written": written})
+    assert by_name == plan
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("select", {"positions": [3, 1]}, "selects nothing"),
+        ("select", {"positions": [1, 2, 3]}, "a selector is a name"),
+        ("select", {"positions": ["x"]}, "cannot be read"),
+        ("select", {"first": 0}, "from 1"),
+        ("select", {"after_sequence": []}, "one or more token ids"),
+        ("select", {"first": 1, "positions": [1]}, "a selector is a name"),
+        ("select", 3, "a selector is a name"),
+        ("select", "tail", "unknown selector"),
+        ("schedule", [[0, 1], [0, 2]], "ascend"),
+        ("schedule", [[0.5, 1]], "integers"),
+        ("schedule", [[0, "1"]], "cannot be read"),
+        ("schedule", {"0": 1}, "a schedule is a list"),
+        ("schedule", [], "1 to 256 points"),
+        ("condition", {"tests": []}, "1 to 4 tests"),
+        ("condition", [], "a condition is an object"),
+        ("condition", {"tests": [{"kind": "cosine"}]}, "'kind', 'key' and 'layer'"),
+        ("condition", {"tests": [], "when": 1}, "when"),
+        ("condition", {"tests": [{"kind": "dot", "key": "v", "layer": 0}]}, "kind of test"),
+        ("condition", {"tests": [{"kind": "cosine", "key": "v", "layer": "0"}]}, "one layer"),
+        ("condition", {"tests": [{"kind": "cosine", "key": "w", "layer": 0}]}, "names vector 'w'"),
+    ],
+)
+def test_json_that_is_no_plan_names_the_field(field, value, message):
+    data = {"terms": [{"vector": "v", "layers": [0]}]}
+    (data["terms"][0] if field == "select" else data)[field] = value
+    vectors = {"v": SteeringVector("v", {0: torch.ones(4)})}
+    with pytest.raises(ValueError, match=message):
+        plan_from_json(json.dumps(data), vectors)
