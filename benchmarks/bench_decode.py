@@ -1,7 +1,8 @@
 """A decode step: stock transformers, forward hooks, patched and idle, patched and steered at every layer.
 
 For each mode (eager, compiled, captured as a CUDA graph), batch size, number of vectors per plan, and spread of plans
-over the batch. Single steps alternate between the variants; intervals are a bootstrap over steps. A ratio counts
+over the batch. On a CPU also the time of the op alone, steered and not, times the number of layers over the step's:
+``steering_share``. Single steps alternate between the variants; intervals are a bootstrap over steps. A ratio counts
 as above 1 only if its whole interval does. ``again`` variants are A/A controls.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import torch
-from decode_runners import MODES, SPREADS, Runner, bank, plans_for
+from decode_runners import MODES, SPREADS, Runner, bank, op_times, plans_for
 
 from steerfast.models.load import load_model
 
@@ -118,6 +119,11 @@ def measured(
         },
         **harness.setting(SEED),
     }
+    if model.device.type == "cpu":
+        line["op_us"] = us = op_times(model, batch, plans)
+        extra = us["steered"]["median"] - us["unsteered"]["median"]
+        step = 1e3 * line["ms"]["patched"]["median"]
+        line["steering_share"] = extra * model.config.num_hidden_layers / step
     tell(line)
     return line
 
@@ -129,7 +135,8 @@ def tell(line: dict[str, Any]) -> None:
         f"{line['mode']:>8} batch {line['batch']:>3}, {line['vectors']} x {line['operator']}, {line['distinct']:>3} plans: "
         + ", ".join(f"{name} {time['median']:.2f}" for name, time in ms.items())
         + f" ms; steered/patched {steered['ratio']:.3f} [{steered['low']:.3f}, {steered['high']:.3f}]"
-        f" (A/A {control['ratio']:.3f}), steered/stock {stock['ratio']:.3f} [{stock['low']:.3f}, {stock['high']:.3f}]",
+        f" (A/A {control['ratio']:.3f}), steered/stock {stock['ratio']:.3f} [{stock['low']:.3f}, {stock['high']:.3f}]"
+        + (f", steering is {line['steering_share']:.2%} of a step" if "op_us" in line else ""),
         file=sys.stderr,
     )
 

@@ -63,8 +63,8 @@ def decode_table() -> str:
     lines = [line for line in latest("decode", *keys) if "mode" in line]
     rows = [
         "| model, mode | batch | plans | terms, each at every layer | stock, ms | hooks, ms | patched, ms | steered, ms "
-        "| steered / patched, 95% | steered / stock, 95% | A/A, 95% |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| steered / patched, 95% | steered / stock, 95% | A/A, 95% | steering, of a step |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
         ms = {name: f"{time['median']:.2f}" for name, time in line["ms"].items()}
@@ -85,6 +85,7 @@ def decode_table() -> str:
             ms["patched"],
             ms["steered"],
             *over,
+            f"{line['steering_share']:.2%}" if "steering_share" in line else "-",
         ]
         rows.append(f"| {' | '.join(map(str, cells))} |")
     least = min(line["steps"] for line in lines)
