@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from steerfast import ops, reference, triton_ops
 from steerfast.errors import SteerfastError
 from steerfast.models.generation import Generation
-from steerfast.models.routing import Routing, route_op
+from steerfast.models.route_op import route_op
+from steerfast.models.routing import Routing
 from steerfast.reference import Steering
 from steerfast.route import Rows
 from steerfast.table import Table
