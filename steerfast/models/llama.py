@@ -26,7 +26,7 @@ def _only_reads(hook: Any) -> bool:
     return getattr(hook, "__name__", "") == "output_capturing_hook"
 
 
-def _unobserved(module: nn.Module) -> bool:
+def unobserved(module: nn.Module) -> bool:
     """No hook on the module sees or changes what flows through it."""
     if not (
         module._forward_hooks
@@ -61,7 +61,7 @@ def _at_hand(norm: nn.Module, kind: type, stream: Tensor, ours: Any = None) -> b
         and type(weight) is nn.Parameter
         and weight.device == stream.device
         and (weight.dtype is stream.dtype or weight.dtype is torch.float32)
-        and _unobserved(norm)
+        and unobserved(norm)
     )
 
 
@@ -163,7 +163,7 @@ class SteeredLayer:
     def _next_norm(self, stream: Tensor) -> Any:
         """The norm that reads this layer's output, if nothing can come between; else None."""
         layer = self.layer
-        if layer.__dict__.get("forward") is not self.own_forward or not _unobserved(layer):
+        if layer.__dict__.get("forward") is not self.own_forward or not unobserved(layer):
             return None
         return None if self.next is None else self.next.ready(stream)
 
@@ -183,7 +183,7 @@ class NextNorm:
         owner, norm = self.owner, self.owner._modules[self.name]
         if owner.__dict__.get("forward") is not self.owner_forward:
             return None
-        if self.name == "input_layernorm" and not _unobserved(owner):
+        if self.name == "input_layernorm" and not unobserved(owner):
             return None
         assert norm is not None
         return norm if _at_hand(norm, self.norm_class, stream, self.norm_forward) else None
