@@ -237,7 +237,7 @@ def test_refusals():
     with attach(MODEL), pytest.raises(SteerfastError, match="attached already"):
         sweep(MODEL, [None], [[1]], last_logits)
     hook = MODEL.model.layers[1].register_forward_hook(lambda *_: None)
-    with pytest.raises(SteerfastError, match="layers.1 carries hooks"):
+    with pytest.raises(SteerfastError, match=r"layers\.1 carries hooks"):
         sweep(MODEL, [None], [[1]], last_logits)
     hook.remove()
 

@@ -1,0 +1,145 @@
+"""Questions with an answer that matches a behaviour and one that does not, and the paper's way to split them.
+
+Prompt: "Human:", the question, a blank line, "AI:", and "Out of (A) and (B), I choose (": no chat template. The
+next token is the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from steerfast.contrast import ContrastPair
+
+SEED = 13
+MOST = 1000  # questions of a behaviour; of more, so many are sampled
+# The order in which the paper shuffles, all from one random stream.
+PAPER_ORDER = ("myopic", "wealth_seeking", "sycophancy", "agreeableness", "anti_immigration")
+
+
+@dataclass(frozen=True)
+class Question:
+    """prompt: ends with an open bracket. matching, other: the answers, without brackets or spaces."""
+
+    prompt: str
+    matching: str
+    other: str
+
+    @property
+    def pair(self) -> ContrastPair:
+        """As a contrast pair: the answers are the continuations, one token each."""
+        return ContrastPair(self.prompt, self.matching, self.other)
+
+
+class Split(NamedTuple):
+    """A behaviour's questions: for its vector, for choosing coefficients, and for the result."""
+
+    train: tuple[Question, ...]
+    validation: tuple[Question, ...]
+    test: tuple[Question, ...]
+
+
+def prompt_of(question: str, answers: Sequence[str]) -> str:
+    """The paper's prompt from a question of Anthropic's model-written evals (or one that is a prompt already)."""
+    if question.startswith("Human:") and question.endswith("("):
+        return question
+    text = re.sub(r"^\s*(Human|Question):", "", question.strip())
+    text = re.sub(r"(Answer|Assistant|AI):\s*(\()?\s*$", "", text.strip()).strip()
+    first, second = sorted(answers, key=("Yes", "No", "A", "B").index)
+    return f"Human:\n{text}\n\nAI:\nOut of ({first}) and ({second}), I choose ("
+
+
+def shipped() -> tuple[str, ...]:
+    """The behaviours whose questions come with the package; they were written for this project."""
+    folder = files("steerfast") / "data" / "questions"
+    return tuple(sorted(Path(item.name).stem for item in folder.iterdir()))
+
+
+def load(folder: str | Path | None, behaviour: str) -> list[Question]:
+    """``behaviour.json`` or ``.jsonl`` of a folder, or the shipped questions: a list (or lines) of ``question``,
+    ``answer_matching_behavior``, ``answer_not_matching_behavior``, as in Anthropic's model-written evals.
+
+    Raises FileNotFoundError, or ValueError naming the record that cannot be read.
+    """
+    if folder is None:
+        if behaviour not in shipped():
+            raise ValueError(
+                f"no shipped questions on {behaviour!r}; give a folder with {behaviour}.json, or take one of "
+                f"{', '.join(shipped())}"
+            )
+        path: Any = files("steerfast") / "data" / "questions" / f"{behaviour}.json"
+    else:
+        options = [Path(folder) / f"{behaviour}{ending}" for ending in (".json", ".jsonl")]
+        path = next((option for option in options if option.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(f"no {behaviour}.json or {behaviour}.jsonl in {folder}")
+    text = path.read_text(encoding="utf-8")
+    records = (
+        [json.loads(line) for line in text.splitlines() if line.strip()]
+        if path.name.endswith(".jsonl")
+        else json.loads(text)
+    )
+    return [_question(record, f"{behaviour}, record {n}") for n, record in enumerate(records, 1)]
+
+
+def _question(record: Mapping[str, str], where: str) -> Question:
+    try:
+        fields = [
+            record[name]
+            for name in ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{where} lacks {error}; a record has question, answer_matching_behavior and answer_not_matching_behavior"
+        ) from error
+    matching, other = (answer.strip(" ()\n") for answer in fields[1:])
+    if {matching, other} not in ({"A", "B"}, {"Yes", "No"}):
+        raise ValueError(
+            f"{where} has answers {fields[1]!r} and {fields[2]!r}; known pairs: (A) and (B), Yes and No"
+        )
+    return Question(prompt_of(fields[0], (matching, other)), matching, other)
+
+
+def splits(
+    questions: Mapping[str, Sequence[Question]],
+    train: int,
+    validation: int,
+    test: int | None = None,
+    seed: int = SEED,
+) -> dict[str, Split]:
+    """Shuffle each behaviour's questions, then cut: the first ``train``, the next ``validation``, the rest (or ``test``).
+
+    The paper's protocol: one random stream, behaviours in the order of ``PAPER_ORDER`` (others follow, as given).
+    Raises ValueError where a behaviour has too few.
+    """
+    stream = random.Random(seed)
+    known = [name for name in PAPER_ORDER if name in questions]
+    result = {}
+    for name in known + [name for name in questions if name not in known]:
+        every = list(questions[name])
+        if len(every) > MOST:
+            every = random.Random(seed).sample(every, MOST)
+        stream.shuffle(every)
+        needed = train + validation + (1 if test is None else test)
+        if len(every) < needed:
+            raise ValueError(
+                f"{name} has {len(every)} questions, but the splits take {train} + {validation} + "
+                f"{'at least 1' if test is None else test}; lower them in the configuration"
+            )
+        end = len(every) if test is None else train + validation + test
+        cut = train + validation
+        result[name] = Split(tuple(every[:train]), tuple(every[train:cut]), tuple(every[cut:end]))
+    return {name: result[name] for name in questions}
+
+
+def digest(questions: Sequence[Question]) -> str:
+    """SHA-256 of the questions in order."""
+    text = json.dumps([[one.prompt, one.matching, one.other] for one in questions])
+    return hashlib.sha256(text.encode()).hexdigest()
