@@ -45,7 +45,10 @@ def stored():
     """The paper's tensors, [32, 4096] float32 each."""
     if not PAPER.is_dir():
         pytest.skip("the paper's vectors are not here")
-    return {name: torch.load(PAPER / f"{name}_activations.pt", weights_only=True) for name in NAMES}
+    return {
+        name: torch.load(PAPER / f"{name}_activations.pt", weights_only=True, map_location="cpu")
+        for name in NAMES
+    }
 
 
 @pytest.fixture(scope="module")
