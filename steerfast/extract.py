@@ -105,6 +105,34 @@ def extract_corpora(
     return _vector(name, means, layers, model, {**facts, "position": position})
 
 
+def extract_mean(
+    model: nn.Module,
+    samples: Sequence[Sequence[int]],
+    *,
+    name: str,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> SteeringVector:
+    """Mean stream of one corpus at the last token of each sample, per layer: m_l = mean of s_l[last].
+
+    samples: token ids. The difference of two such means is what ``extract_corpora`` gives; the means themselves
+    serve controls and averages over corpora. Raises ValueError for no samples, or one without tokens.
+    """
+    if not samples or not all(len(sample) for sample in samples):
+        raise ValueError("extract_mean needs samples, each of at least one token")
+    given = (Sample(list(sample), 0, 1) for sample in samples)
+    mean = _run(model, given, "last", batch_size, progress)[1]
+    facts: dict[str, object] = {
+        "method": "mean of a corpus",
+        "counts": {"samples": len(samples)},
+        "position": "last",
+        "model": str(getattr(getattr(model, "config", None), "_name_or_path", "")),
+        "layer_convention": LAYER_CONVENTION,
+    }
+    directions = dict(enumerate(mean.mean().to(torch.float32)))
+    return SteeringVector(name, directions, mean.norms.medians(), facts)
+
+
 def with_stream_norms(
     vector: SteeringVector,
     model: nn.Module,

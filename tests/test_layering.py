@@ -33,7 +33,7 @@ RANKS = {
     3: ("backends", "arguments", "ops", "triton_ops", "router", "route", "verdicts"),
     4: ("models",),
     5: ("extract", "serving", "experiments", "texts", "environment"),
-    6: ("cli", "plots"),
+    6: ("cli", "plots", "figures", "report"),
 }
 RANK = {module: rank for rank, modules in RANKS.items() for module in modules}
 # Third-party packages by the lowest rank that may use them, and whether only inside functions.
@@ -44,6 +44,10 @@ ALLOWED = {
     "triton": (2, False),
     "transformers": (4, True),
     "tqdm": (5, True),
+    "filelock": (5, True),
+    "datasets": (5, True),
+    "ray": (5, True),
+    "jinja2": (6, True),
     "typer": (6, False),
     "rich": (6, False),
     "matplotlib": (6, True),

@@ -43,7 +43,7 @@ def test_a_pure_wheel_holds_everything(tmp_path):
         *(f"steerfast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")),
         *(f"steerfast/data/{path.name}" for path in (ROOT / "steerfast" / "data").glob("*.json")),
         "steerfast/py.typed",
-        "steerfast/cli.py",
+        "steerfast/cli/__init__.py",
         "steerfast/models/llama.py",
     ]
     assert [name for name in wanted if name not in names] == []

@@ -134,7 +134,9 @@ def grid(split):
                 for key, cell in cells.items():
                     c = sign * abs(float(key.split("_")[1]))
                     score = scored(cell, split[name].validation)
-                    points[name].append(choice.GridPoint(int(layer.split("_")[1]), c, score))
+                    points[name].append(
+                        choice.GridPoint(int(layer.split("_")[1]), c, score, not score.ends_sweep())
+                    )
     return points
 
 
@@ -181,8 +183,8 @@ def test_a_layers_sweep_ends_where_the_stop_rule_says(grid):
             for sign in (-1, 1):
                 here = [p for p in points if p.layer == layer and p.coefficient * sign > 0]
                 here.sort(key=lambda point: abs(point.coefficient))
-                assert not any(point.score.ends_sweep for point in here[:-1])
-                ended += here[-1].score.ends_sweep
+                assert all(point.usable for point in here[:-1])
+                ended += not here[-1].usable
     assert ended > 70
 
 

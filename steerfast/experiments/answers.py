@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 COLLAPSE = 0.95  # more than this share of one answer is mode collapse
-MAX_FAULTY = 10  # of one grid point; beyond, the sweep of a layer ends
+FAULTY = (
+    0.05  # more than this share of faulty answers ends the sweep of a layer: the paper's 10 of 200
+)
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,15 @@ class Score:
         steering at all, since half of the questions expect that answer."""
         return max(self.counts.values()) > COLLAPSE * self.total
 
-    @property
-    def ends_sweep(self) -> bool:
-        """The paper's stop rule: greater coefficients of this layer and sign are not tried after this one."""
-        return self.collapsed or self.faulty > MAX_FAULTY
+    def ends_sweep(self, unsteered: Score | None = None) -> bool:
+        """The paper's stop rule: greater coefficients of this layer and sign are not tried after this one, which is not chosen
+        either: mode collapse, or more than 5% faulty answers (the paper: more than 10 of 200).
+
+        unsteered: the score without steering. Where that is collapsed already, as of models too small for the
+        questions, collapse says nothing about steering and does not count. The paper had no such case.
+        """
+        collapsed = self.collapsed and not (unsteered is not None and unsteered.collapsed)
+        return collapsed or self.faulty > FAULTY * self.total
 
 
 def score(responses: Sequence[str], expected: Sequence[str], allowed: Sequence[str]) -> Score:

@@ -62,7 +62,10 @@ class NextTokens:
             own = logits.gather(1, target[:, None])
             rank = (logits > own).sum(1)
             chance = own[:, 0] - logits.logsumexp(1)
-            hits = torch.stack([torch.ones_like(chance), rank < 1, rank < 10, chance], 1)
+            sound = chance.isfinite()  # beside a NaN nothing is greater, which is no hit
+            hits = torch.stack(
+                [torch.ones_like(chance), sound & (rank < 1), sound & (rank < 10), chance], 1
+            )
             parts.append(hits.double().cpu())
         return result.index_add_(0, owner, torch.cat(parts))
 

@@ -33,7 +33,8 @@ def key_of(identity: Identity) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """Trials that are measured together: the identity of each, and ``run``, which gives their results in order.
+    """Trials that are measured together: the identity of each, and ``run``, which gives their results in order. ``task``: what
+    to do, as data that can be sent to another machine, where there is such a thing.
 
     The composition of a job must not depend on what has been measured: rounding may differ between batches of
     different shapes, and a rerun shall give the same bits.
@@ -41,6 +42,7 @@ class Job:
 
     identities: tuple[Identity, ...]
     run: Callable[[], Sequence[Result]]
+    task: Any = None
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -1,0 +1,82 @@
+"""What all commands share: the application, options, progress bars, output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Activation steering fused into the residual stream of Llama models.",
+)
+screen = Console(stderr=True)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Last line of stdout: one JSON object.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Folder, GGUF file or hub id of a Llama; default SmolLM2-135M-Instruct.",
+    ),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16; default what this device multiplies fastest."),
+]
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int], Callable[[], None]]]:
+    """Progress bars, one per stage, on stderr."""
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=screen) as progress:
+
+        def stage(what: str, steps: int) -> Callable[[], None]:
+            task = progress.add_task(what, total=steps)
+            return lambda: progress.advance(task)
+
+        yield stage
+
+
+def load(name: str | None, dtype: str | None) -> Any:
+    import torch
+
+    from steerfast.models.load import load_model
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype is not None and dtype not in known:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(known)}")
+    with screen.status("loading the model"):
+        return load_model(name, dtype=known[dtype] if dtype else None)
+
+
+def emit(as_json: bool, data: dict[str, Any]) -> None:
+    if as_json:
+        print(json.dumps(data))
+
+
+def counter(step: Callable[[], None]) -> Callable[[int], None]:
+    """A progress callback that is given totals, from one that is called once per item."""
+    seen = 0
+
+    def update(done: int) -> None:
+        nonlocal seen
+        for _ in range(done - seen):
+            step()
+        seen = done
+
+    return update

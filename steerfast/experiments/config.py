@@ -1,0 +1,177 @@
+"""Studies as configuration: presets that ship, or a TOML file of the same form."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from steerfast.experiments.choice import Criterion
+from steerfast.term import Scale
+
+T = TypeVar("T")
+# {behaviour: {layer: (negative, positive)}}
+Coefficients = Mapping[str, Mapping[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class BehavioursConfig:
+    """The study of several behaviours; the paper's own setting is the preset ``llama-2-7b-chat``.
+
+    train, validation, test: questions of each behaviour for its vector, for choosing, for results (test 0: the rest).
+    layers, coefficients: the grid; each coefficient is tried with both signs, small ones first.
+    individual_layers: where single vectors and combined ones are tested. simultaneous: {behaviour: layer}.
+    global_coefficients: (first, last, step) of the simultaneous scheme. pair_coefficient: at which behaviours are
+    combined in pairs, to tell their interaction. unweighted: the m of combined, where it is not the chosen one.
+    chosen: coefficients to take instead of the grid's best. flagged: remarks on some of them, by "behaviour@layer".
+    choose: the best coefficient is that of the greatest "matching" score (the paper's), or of the greatest mean "log_odds".
+    scale: of all vectors; tax_tokens: how many tokens of text the alignment tax is measured on.
+    """
+
+    behaviours: tuple[str, ...]
+    train: int
+    validation: int
+    layers: tuple[int, ...]
+    coefficients: tuple[float, ...]
+    individual_layers: tuple[int, ...]
+    simultaneous: Mapping[str, int]
+    global_coefficients: tuple[float, float, float]
+    pair_coefficient: float
+    test: int = 0
+    scale: Scale = "raw"
+    choose: Criterion = "matching"
+    unweighted: float = 1.0
+    seed: int = 13
+    tax_tokens: int = 0
+    chosen: Coefficients = field(default_factory=dict)
+    flagged: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BroadConfig:
+    """The study of a broad skill: text against code. text, code: corpora, see ``corpora.read_corpus``.
+
+    samples: texts of each side for the vectors; sample_tokens: cut after so many tokens (the paper: 5000, 4096), or, with
+    sample_pieces, into samples of so many each, where there are few texts.
+    tokens: how many tokens of each side are predicted, in pieces of ``context`` tokens.
+    layers: sets of layers that are steered together. coefficients: grid, ascending, without 0.
+    control_layer: where the permuted controls are steered. stop, jump: the paper's rule: a layer ends when code's relative
+    accuracy is below ``stop``, and below ``jump`` the next four coefficients are left out.
+    """
+
+    samples: int
+    sample_tokens: int
+    tokens: int
+    context: int
+    layers: tuple[tuple[int, ...], ...]
+    coefficients: tuple[float, ...]
+    control_layer: int
+    text: str = "prose"
+    code: str = "stdlib"
+    scale: Scale = "raw"
+    sample_pieces: bool = False
+    seed: int = 13
+    stop: float = 0.05
+    jump: float = 0.15
+
+
+@dataclass(frozen=True)
+class SparsityConfig:
+    """The study of steering pruned models.
+
+    directions: shipped contrast sets. layer: where they are steered. coefficients: of scale ``stream``.
+    shares: of the weights of every linear layer, removed by magnitude. patterns: "unstructured", "2:4".
+    """
+
+    directions: tuple[str, ...]
+    layer: int
+    coefficients: tuple[float, ...]
+    shares: tuple[float, ...]
+    tax_tokens: int
+    patterns: tuple[str, ...] = ("unstructured", "2:4")
+    seed: int = 13
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model and the studies that are configured for it."""
+
+    name: str
+    model: str
+    dtype: str
+    behaviours: BehavioursConfig | None = None
+    broad: BroadConfig | None = None
+    sparsity: SparsityConfig | None = None
+    notes: str = ""
+
+
+_STUDIES: dict[str, type[Any]] = {
+    "behaviours": BehavioursConfig,
+    "broad": BroadConfig,
+    "sparsity": SparsityConfig,
+}
+
+
+def presets() -> tuple[str, ...]:
+    """The names of the presets that ship."""
+    folder = files("steerfast") / "data" / "presets"
+    return tuple(sorted(Path(item.name).stem for item in folder.iterdir()))
+
+
+def load_preset(name_or_path: str | Path) -> Preset:
+    """A shipped preset by name, or a TOML file. Raises ValueError naming what is unknown, missing or ill-typed."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        text = path.read_text(encoding="utf-8")
+    elif str(name_or_path) in presets():
+        text = (files("steerfast") / "data" / "presets" / f"{name_or_path}.toml").read_text("utf-8")
+    else:
+        raise ValueError(
+            f"no preset {str(name_or_path)!r}; give a .toml file, or one of {', '.join(presets())}"
+        )
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{name_or_path} is not TOML: {error}") from error
+    studies: dict[str, Any] = {
+        kind: build(made, table.pop(kind), f"[{kind}] of {path.name}")
+        for kind, made in _STUDIES.items()
+        if kind in table
+    }
+    return build(Preset, {"name": path.stem, **table, **studies}, path.name)
+
+
+def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    """A configuration from a table of TOML, lists as tuples."""
+    known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise ValueError(f"{where} has unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    missing = [
+        name
+        for name, one in known.items()
+        if name not in table and one.default is MISSING and one.default_factory is MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    for name, value in table.items():
+        wanted = str(known[name].type)
+        if isinstance(value, list) != wanted.startswith("tuple") and value is not None:
+            raise ValueError(f"{name} in {where} is {value!r}; it should be {wanted}")
+    return kind(**{name: _frozen(value) for name, value in table.items()})
+
+
+def described(config: Any) -> dict[str, Any]:
+    """A configuration as plain data, for results and reports."""
+    return asdict(config)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(each) for each in value) if isinstance(value, list) else value

@@ -1,0 +1,188 @@
+"""Measurements of plans on a model, as jobs for ``Trials``: answers to questions, prediction of texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from steerfast.experiments import questions as asking
+from steerfast.experiments.answers import Score, score
+from steerfast.experiments.questions import Question
+from steerfast.experiments.readouts import Accuracy, NextAnswer, NextTokens
+from steerfast.experiments.sweep import sweep
+from steerfast.experiments.trials import Job, Result
+from steerfast.models.load import Loaded
+from steerfast.plan import Plan
+
+SAMPLED = 4096  # values of each weight that enter a model's digest
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A corpus as tokens: pieces of at most the context's length."""
+
+    name: str
+    ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens: all but the first of each piece."""
+        return sum(len(piece) - 1 for piece in self.ids)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Plans, and what to measure them on: questions, or pieces of a corpus. Plain data."""
+
+    plans: tuple[Plan | None, ...]
+    questions: tuple[Question, ...] = ()
+    pieces: Pieces | None = None
+
+
+class Laboratory:
+    """A model and its tokenizer. ``told`` is called with how many more (plan, prompt) have been measured."""
+
+    def __init__(self, loaded: Loaded, told: Callable[[int], None] | None = None) -> None:
+        self.model, self.tokenizer, self.name = loaded
+        self.told = told
+        self.digest = model_digest(self.model)
+
+    def answers(self, plans: Sequence[Plan | None], asked: Sequence[Question]) -> Job:
+        """A trial a plan: {"responses": [text], "log_odds": [nats or None]}, question by question.
+
+        Greedy, one token, as the paper does it; log-odds are log p(matching) - log p(other).
+        """
+        return self._job(Task(tuple(plans), questions=tuple(asked)), asking.digest(asked))
+
+    def accuracy(self, plans: Sequence[Plan | None], pieces: Pieces) -> Job:
+        """A trial a plan: the fields of ``Accuracy`` over a corpus."""
+        return self._job(Task(tuple(plans), pieces=pieces), pieces.digest)
+
+    def run(self, task: Task) -> list[Result]:
+        """The results of a task, plan by plan."""
+        if task.pieces is None:
+            return self._answers(task.plans, task.questions)
+        return self._accuracy(task.plans, task.pieces)
+
+    def _job(self, task: Task, data: str) -> Job:
+        identities = tuple(
+            {
+                "measure": "answers" if task.pieces is None else "accuracy",
+                "plan": None if plan is None else plan.digest,
+                "data": data,
+                "model": self.digest,
+            }
+            for plan in task.plans
+        )
+        return Job(identities, partial(self.run, task), task)
+
+    def _answers(self, plans: Sequence[Plan | None], asked: Sequence[Question]) -> list[Result]:
+        ids = [self.tokenizer(one.prompt)["input_ids"] for one in asked]
+        pairs = [
+            (
+                self._answer_token(tokens, one.prompt, one.matching),
+                self._answer_token(tokens, one.prompt, one.other),
+            )
+            for tokens, one in zip(ids, asked, strict=True)
+        ]
+
+        def readout(head: Any, numbers: Sequence[int]) -> NextAnswer:
+            return NextAnswer(head, [pairs[number] for number in numbers])
+
+        values = sweep(self.model, plans, ids, readout, done=self.told)
+        words = {token: self.tokenizer.decode([token]) for token in _tokens(values)}
+        return [
+            {
+                "responses": [words[int(token)] for token in row[:, 0].tolist()],
+                "log_odds": [_rounded(value) for value in (row[:, 1] - row[:, 2]).tolist()],
+            }
+            for row in values
+        ]
+
+    def _accuracy(self, plans: Sequence[Plan | None], pieces: Pieces) -> list[Result]:
+        def readout(head: Any, numbers: Sequence[int]) -> NextTokens:
+            return NextTokens(head, [pieces.ids[number] for number in numbers])
+
+        values = sweep(self.model, plans, pieces.ids, readout, done=self.told)
+        return [
+            {
+                name: _rounded(value)
+                for name, value in zip(Accuracy._fields, Accuracy.of(row), strict=True)
+            }
+            for row in values
+        ]
+
+    def _answer_token(self, before: Sequence[int], prompt: str, answer: str) -> int:
+        """The first token of an answer that follows a prompt."""
+        ids = list(self.tokenizer(prompt + answer)["input_ids"])
+        if len(ids) <= len(before) or ids[: len(before)] != list(before):
+            raise ValueError(
+                f"the tokenizer does not keep the prompt's tokens apart from the answer {answer!r} after "
+                f"{prompt[-20:]!r}; end prompts where a token ends"
+            )
+        return int(ids[len(before)])
+
+
+def scored(result: Result, asked: Sequence[Question]) -> Score:
+    """The score of a trial of ``Laboratory.answers``."""
+    allowed = (asked[0].matching, asked[0].other)
+    return score(result["responses"], [one.matching for one in asked], allowed)
+
+
+def cut(name: str, tokenizer: Any, texts: Sequence[str], context: int, tokens: int) -> Pieces:
+    """Texts as pieces of at most ``context`` tokens, ``tokens`` predicted tokens in all.
+
+    Each text starts a piece, with the tokenizer's own special tokens; what is left over of one token is dropped.
+    Raises ValueError where there is not one token to predict.
+    """
+    pieces: list[tuple[int, ...]] = []
+    left = tokens
+    for text in texts:
+        ids = list(tokenizer(text)["input_ids"])
+        for start in range(0, len(ids), context):
+            piece = tuple(ids[start : start + min(context, left + 1)])
+            if len(piece) > 1:
+                pieces.append(piece)
+                left -= len(piece) - 1
+            if left <= 0:
+                return Pieces(name, tuple(pieces))
+    if not pieces:
+        raise ValueError(f"the texts of {name!r} hold no two tokens in a row")
+    return Pieces(name, tuple(pieces))
+
+
+def model_digest(model: Any) -> str:
+    """SHA-256 over the configuration and, of every weight, its name, shape, dtype and up to 4096 evenly spread
+    values: enough to tell a fine-tuned or pruned copy, without reading gigabytes."""
+    config = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if name not in ("_name_or_path", "transformers_version", "architectures")
+    }
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        flat = weight.detach().reshape(-1)
+        picked = flat[:: max(1, flat.numel() // SAMPLED)].float().cpu()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(picked.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tokens(values: Tensor) -> list[int]:
+    return sorted({int(token) for token in values[..., 0].flatten().tolist()})
+
+
+def _rounded(value: float) -> float | None:
+    """For storing: 6 digits are more than float32 sums of different batches agree on. None: not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
