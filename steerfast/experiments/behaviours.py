@@ -58,7 +58,7 @@ def run(
         for layer, pair in layers.items():
             found[name][int(layer)] = dict(zip(SIGNS, pair, strict=True))
     arms = tested_arms(config, vectors, found)
-    advance = stage("test", len(splits) * (1 if text is None else 2))
+    advance = stage("test", len(splits) + (text is not None))
     jobs = [laboratory.answers([arm.plan for arm in arms], splits[name].test) for name in splits]
     measured = trials.complete(jobs, done=lambda job: advance(), spread=spread)
     answers = dict(zip(splits, measured, strict=True))

@@ -174,4 +174,6 @@ def described(config: Any) -> dict[str, Any]:
 
 
 def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _frozen(each) for name, each in value.items()}
     return tuple(_frozen(each) for each in value) if isinstance(value, list) else value

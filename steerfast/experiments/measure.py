@@ -102,9 +102,17 @@ class Laboratory:
 
         values = sweep(self.model, plans, ids, readout, done=self.told)
         words = {token: self.tokenizer.decode([token]) for token in _tokens(values)}
+        # The first token of an answer stands for it, also where a tokenizer takes "Yes" apart.
+        known = [
+            {pair[0]: one.matching, pair[1]: one.other}
+            for pair, one in zip(pairs, asked, strict=True)
+        ]
         return [
             {
-                "responses": [words[int(token)] for token in row[:, 0].tolist()],
+                "responses": [
+                    here.get(int(token), words[int(token)])
+                    for here, token in zip(known, row[:, 0].tolist(), strict=True)
+                ],
                 "log_odds": [_rounded(value) for value in (row[:, 1] - row[:, 2]).tolist()],
             }
             for row in values

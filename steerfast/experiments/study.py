@@ -52,8 +52,9 @@ class Study:
                 save_vector(make(), path)
             return load_vector(path)
 
-    def save(self, results: Mapping[str, Any]) -> Path:
-        """Write ``results.json``: whole or not at all, without anything that a rerun would change."""
+    def save(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Write ``results.json``, with the model and the code's version: whole or not at all, and without anything that
+        a rerun would change. Gives what a later reader of the file will get."""
         path = self.folder / "results.json"
         facts = {
             "model": {"name": self.laboratory.name, "digest": self.laboratory.digest},
@@ -63,7 +64,7 @@ class Study:
         temporary = path.with_name("results.json.tmp")
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(path)
-        return path
+        return dict(json.loads(text))
 
 
 def study_behaviours(
@@ -103,8 +104,7 @@ def study_behaviours(
         }
         for name, split in splits.items()
     }
-    study.save(results)
-    return results
+    return study.save(results)
 
 
 def study_broad(
@@ -132,8 +132,7 @@ def study_broad(
     results = broad.run(
         laboratory, config, means, held_out, study.trials, study.stage, study.spread
     )
-    study.save(results)
-    return results
+    return study.save(results)
 
 
 def _samples(
