@@ -263,9 +263,13 @@ def _by_model(results: Results, what: str, label: str) -> str:
     for panel, name in zip(panels, names, strict=True):
         panel.axhline(0.0, color="0.85", linewidth=0.8)
         for model, shade in zip(models, _shades(len(models)), strict=True):
-            points = [point for point in model["points"] if point["direction"] == name]
+            points = [
+                point
+                for point in model["points"]
+                if point["direction"] == name and point["vector"] == "own"
+            ]
             doses = [point["coefficient"] for point in points]
-            style = "--" if model["pattern"] == "2:4" else "-"
+            style = "--" if model["pattern"] == "of 4" else "-"
             panel.plot(
                 doses,
                 [point[what] for point in points],

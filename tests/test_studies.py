@@ -15,14 +15,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from steerfast import SteeringVector, attach
+from steerfast import SteeringVector, attach, contrast
 from steerfast.cli import app
-from steerfast.experiments import broad, config, corpora, effects, questions
+from steerfast.experiments import broad, config, corpora, effects, questions, sparsity
 from steerfast.experiments.answers import Score, score
 from steerfast.experiments.choice import GridPoint, best, chosen
-from steerfast.experiments.measure import Laboratory, Pieces, cut, model_digest
+from steerfast.experiments.dose import log_probability_differences, pair_batch
+from steerfast.experiments.measure import Laboratory, Pieces, check_capable, cut, model_digest
 from steerfast.experiments.schemes import individual
 from steerfast.experiments.trials import Trials
+from steerfast.experiments.tune import Candidate, front, pick
+from steerfast.io import load_plan
 
 TOML = """
 model = "tiny"
@@ -40,7 +43,7 @@ choose = "log_odds"
 individual_layers = [1, 2]
 global_coefficients = [-1.0, 1.0, 1.0]
 pair_coefficient = 0.5
-tax_tokens = 120
+tax_tokens = 1500
 simultaneous = { myopic = 1, agreeableness = 2 }
 
 [broad]
@@ -284,7 +287,9 @@ def test_collapse_is_more_than_95_percent_and_ends_a_sweep_unless_it_was_there()
     assert not with_most(191).ends_sweep(with_most(200))
     assert with_most(191).ends_sweep(with_most(190))
     assert not Score(200, 90, 10, {"A": 100, "B": 90, "x": 10}).ends_sweep()
-    assert Score(200, 90, 11, {"A": 100, "B": 89, "x": 11}).ends_sweep(with_most(200))
+    faulty = Score(200, 90, 11, {"A": 100, "B": 89, "x": 11})
+    assert faulty.ends_sweep(with_most(200))
+    assert not faulty.ends_sweep(Score(200, 90, 1, {"A": 100, "B": 99, "x": 1}))
 
 
 def point(layer, c, matches, usable=True, effect=None):
@@ -481,3 +486,107 @@ def test_a_models_digest_sees_weights_and_settings(tiny):
     second = model_digest(tiny.model)
     tiny.model.config.rms_norm_eps = 0.5
     assert len({first, second, model_digest(tiny.model)}) == 3
+
+
+def test_a_model_that_predicts_nothing_cannot_lose_anything():
+    with pytest.raises(ValueError, match="predicts none of the 7 tokens of 'code'"):
+        check_capable({"top1": 0.0, "tokens": 7}, "code")
+
+
+# -- tune ------------------------------------------------------------------------------------------------------
+
+
+def test_the_front_and_the_pick_by_hand():
+    def candidate(effect, lost):
+        return Candidate(0, 1.0, effect, lost)
+
+    weak, better, dear, useless = (
+        candidate(0.1, 0.0),
+        candidate(0.4, 0.01),
+        candidate(0.9, 0.3),
+        candidate(0.3, 0.02),
+    )
+    every = [dear, useless, weak, better]
+    assert front(every) == (weak, better, dear)
+    assert pick(every, 0.02) == better
+    assert pick(every, 0.3) == dear
+    assert pick(every, 0.005) == weak
+    assert pick([dear], 0.02) is None
+
+
+def test_tune_writes_a_plan_that_generate_takes(preset, tiny_folder, tmp_path):
+    out, plan = tmp_path / "study", tmp_path / "plan.json"
+    common = ("--preset", preset, "--model", tiny_folder, "--out", out, "--json")
+    facts = invoke("tune", "myopic", *common, "--budget", 0.9, "--plan", plan)
+    assert facts["best"] is not None
+    assert facts["best"]["lost"] <= 0.9
+    assert facts["plan"] == str(plan)
+    assert load_plan(plan).layers == (facts["best"]["layer"],)
+    lines = (out / "trials.jsonl").read_text()
+    again = invoke("tune", "myopic", *common, "--budget", 0.5)
+    assert (out / "trials.jsonl").read_text() == lines, "the same trials serve every budget"
+    assert again["front"] == facts["front"]
+    away = invoke("tune", "myopic", *common, "--away", "--budget", 0.9)
+    assert away["best"] not in (None, facts["best"])
+    result = CliRunner().invoke(app, ["tune", "kindness", "--preset", str(preset)])
+    assert "no behaviour 'kindness'" in str(result.exception)
+
+
+# -- sparsity ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_pruning_removes_the_smallest_and_nothing_else(tiny, share):
+    for pattern in ("unstructured", "of 4"):
+        twin = sparsity.pruned(tiny.model, sparsity.Pruning(pattern, share))
+        before = tiny.model.model.layers[1].mlp.up_proj.weight
+        after = twin.model.layers[1].mlp.up_proj.weight
+        kept = after != 0
+        assert torch.equal(after[kept], before[kept])
+        if pattern == "of 4":
+            groups = kept.view(len(kept), -1, 4)
+            assert (groups.sum(-1) == 4 - 4 * share).all()
+            sizes = before.abs().view(len(kept), -1, 4)
+            lost = sizes.masked_fill(groups, 0).amax(-1)
+            assert (lost <= sizes.masked_fill(~groups, torch.inf).amin(-1)).all()
+        else:
+            assert float((~kept).float().mean()) == pytest.approx(share, abs=1e-3)
+            assert before[~kept].abs().max() <= before[kept].abs().min()
+        assert torch.equal(twin.model.embed_tokens.weight, tiny.model.model.embed_tokens.weight)
+        assert torch.equal(twin.lm_head.weight, tiny.model.lm_head.weight)
+
+
+def test_pruning_refuses_what_it_does_not_know(tiny):
+    with pytest.raises(ValueError, match="'of 4' with quarters"):
+        sparsity.pruned(tiny.model, sparsity.Pruning("of 4", 0.3))
+
+
+def test_sparsity_from_the_command_line(tiny_folder, tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        'model = "tiny"\ndtype = "float32"\n[sparsity]\ndirections = ["sentiment"]\nlayer = 1\n'
+        "coefficients = [-0.2, 0.2]\nshares = [0.5]\ntax_tokens = 100\n"
+    )
+    out = tmp_path / "study"
+    facts = invoke(
+        *("study", "sparsity", "--preset", path, "--model", tiny_folder, "--out", out, "--json")
+    )
+    results = json.loads(Path(facts["results"]).read_text())
+    names = [model["name"] for model in results["models"]]
+    assert names == ["dense", "50% unstructured", "2:4"]
+    dense = results["models"][0]
+    assert dense["cosine"]["sentiment"] == pytest.approx(1.0)
+    assert dense["slope"] == dense["slope_of_dense_vector"]
+    assert results["models"][2]["zeros"] == pytest.approx(0.5, abs=1e-6)
+    assert Path(facts["report"]).read_text().count("<svg") == 2
+
+
+def test_pairs_are_measured_as_the_dose_response_does(tiny):
+    """Against ``log_probability_differences``, which sums over the continuations' tokens only."""
+    pairs = contrast.load("sentiment").held_out[:4]
+    vector = SteeringVector("v", {1: torch.ones(64)})
+    plan = individual(vector, 1, 0.5)
+    (result,) = Laboratory(tiny).pairs([plan], pairs).run()
+    with attach(tiny.model) as handle:
+        expected = log_probability_differences(handle, pair_batch(tiny.tokenizer, pairs), plan)
+    assert result["log_odds"] == pytest.approx(expected.tolist(), abs=1e-3)

@@ -7,11 +7,11 @@ import sys
 
 from rich.text import Text
 
-from steerfast.cli import show, steering, study
+from steerfast.cli import show, steering, study, tune
 from steerfast.cli.console import app, screen
 from steerfast.errors import SteerfastError
 
-__all__ = ["app", "main", "show", "steering", "study"]
+__all__ = ["app", "main", "show", "steering", "study", "tune"]
 
 
 def main() -> None:

@@ -103,6 +103,27 @@ def behaviours(
 
 
 @study.command()
+def sparsity(
+    preset: PresetOption = "smollm2",
+    text: Annotated[
+        str, typer.Option(help="Text for the alignment tax: file, folder, hub:DATASET, or prose.")
+    ] = "prose",
+    out: OutOption = None,
+    model: ModelOption = None,
+    dtype: DtypeOption = None,
+    json_: JsonFlag = False,
+) -> None:
+    """The same steering on the dense model and on pruned copies."""
+    from steerfast.experiments.corpora import read_corpus
+    from steerfast.experiments.study import study_sparsity
+
+    def run(study: Any, config: Any) -> dict[str, Any]:
+        return study_sparsity(study, config, texts=read_corpus(text))
+
+    _study("sparsity", preset, out, model, dtype, False, json_, run)
+
+
+@study.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A study's folder.")], json_: JsonFlag = False
 ) -> None:

@@ -43,11 +43,13 @@ class Score:
         """The paper's stop rule: greater coefficients of this layer and sign are not tried after this one, which is not chosen
         either: mode collapse, or more than 5% faulty answers (the paper: more than 10 of 200).
 
-        unsteered: the score without steering. Where that is collapsed already, as of models too small for the
-        questions, collapse says nothing about steering and does not count. The paper had no such case.
+        unsteered: the score without steering. What that shows already, as models do that are too small for the questions, says
+        nothing about steering: collapse then does not count, and faulty answers count beyond its own. The paper had
+        no such case.
         """
         collapsed = self.collapsed and not (unsteered is not None and unsteered.collapsed)
-        return collapsed or self.faulty > FAULTY * self.total
+        faulty = self.faulty - (0 if unsteered is None else unsteered.faulty)
+        return collapsed or faulty > FAULTY * self.total
 
 
 def score(responses: Sequence[str], expected: Sequence[str], allowed: Sequence[str]) -> Score:

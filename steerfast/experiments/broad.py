@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from steerfast.experiments.config import BroadConfig, described
-from steerfast.experiments.measure import Laboratory, Pieces
+from steerfast.experiments.measure import Laboratory, Pieces, check_capable
 from steerfast.experiments.schemes import individual
 from steerfast.experiments.trials import Result, Trials
 from steerfast.plan import Plan
@@ -72,6 +72,8 @@ def run(
 
     advance = stage("grid", 1 + len(config.coefficients))
     unsteered = _measure(laboratory, [None], held_out, trials, spread)[0]
+    for side, name in zip(unsteered, ("text", "code"), strict=True):
+        check_capable(side, name)
     advance()
     for line in lines:
         line.points.append((0.0, *unsteered))

@@ -83,7 +83,8 @@ class SparsityConfig:
     """The study of steering pruned models.
 
     directions: shipped contrast sets. layer: where they are steered. coefficients: of scale ``stream``.
-    shares: of the weights of every linear layer, removed by magnitude. patterns: "unstructured", "2:4".
+    shares: of the weights of every linear layer, removed by magnitude. patterns: "unstructured", "of 4", see
+    ``sparsity.Pruning``.
     """
 
     directions: tuple[str, ...]
@@ -91,7 +92,7 @@ class SparsityConfig:
     coefficients: tuple[float, ...]
     shares: tuple[float, ...]
     tax_tokens: int
-    patterns: tuple[str, ...] = ("unstructured", "2:4")
+    patterns: tuple[str, ...] = ("unstructured", "of 4")
     seed: int = 13
 
 

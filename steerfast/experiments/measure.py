@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from steerfast.contrast import ContrastPair
 from steerfast.experiments import questions as asking
 from steerfast.experiments.answers import Score, score
 from steerfast.experiments.questions import Question
@@ -43,11 +44,19 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Task:
-    """Plans, and what to measure them on: questions, or pieces of a corpus. Plain data."""
+    """Plans, and what to measure them on: questions, contrast pairs, or pieces of a corpus. Plain data."""
 
     plans: tuple[Plan | None, ...]
     questions: tuple[Question, ...] = ()
+    pairs: tuple[ContrastPair, ...] = ()
     pieces: Pieces | None = None
+
+    @property
+    def measure(self) -> str:
+        """What the results are, as their trials call it."""
+        if self.pieces is not None:
+            return "accuracy"
+        return "pairs" if self.pairs else "answers"
 
 
 class Laboratory:
@@ -69,16 +78,27 @@ class Laboratory:
         """A trial a plan: the fields of ``Accuracy`` over a corpus."""
         return self._job(Task(tuple(plans), pieces=pieces), pieces.digest)
 
+    def pairs(self, plans: Sequence[Plan | None], pairs: Sequence[ContrastPair]) -> Job:
+        """A trial a plan: {"log_odds": [nats]}, log p(positive) - log p(negative) of each pair's continuations.
+
+        The prompt's own tokens have the same chances on both sides, and cancel.
+        """
+        text = json.dumps([[one.prompt, one.positive, one.negative] for one in pairs])
+        data = hashlib.sha256(text.encode()).hexdigest()
+        return self._job(Task(tuple(plans), pairs=tuple(pairs)), data)
+
     def run(self, task: Task) -> list[Result]:
         """The results of a task, plan by plan."""
-        if task.pieces is None:
-            return self._answers(task.plans, task.questions)
-        return self._accuracy(task.plans, task.pieces)
+        if task.pieces is not None:
+            return self._accuracy(task.plans, task.pieces)
+        if task.pairs:
+            return self._pairs(task.plans, task.pairs)
+        return self._answers(task.plans, task.questions)
 
     def _job(self, task: Task, data: str) -> Job:
         identities = tuple(
             {
-                "measure": "answers" if task.pieces is None else "accuracy",
+                "measure": task.measure,
                 "plan": None if plan is None else plan.digest,
                 "data": data,
                 "model": self.digest,
@@ -131,6 +151,17 @@ class Laboratory:
             for row in values
         ]
 
+    def _pairs(self, plans: Sequence[Plan | None], pairs: Sequence[ContrastPair]) -> list[Result]:
+        texts = [one.prompt + end for one in pairs for end in (one.positive, one.negative)]
+        ids = [self.tokenizer(text)["input_ids"] for text in texts]
+
+        def readout(head: Any, numbers: Sequence[int]) -> NextTokens:
+            return NextTokens(head, [ids[number] for number in numbers])
+
+        chances = sweep(self.model, plans, ids, readout, done=self.told)[..., 3]
+        odds = (chances[:, 0::2] - chances[:, 1::2]).tolist()
+        return [{"log_odds": [_rounded(value) for value in row]} for row in odds]
+
     def _answer_token(self, before: Sequence[int], prompt: str, answer: str) -> int:
         """The first token of an answer that follows a prompt."""
         ids = list(self.tokenizer(prompt + answer)["input_ids"])
@@ -146,6 +177,15 @@ def scored(result: Result, asked: Sequence[Question]) -> Score:
     """The score of a trial of ``Laboratory.answers``."""
     allowed = (asked[0].matching, asked[0].other)
     return score(result["responses"], [one.matching for one in asked], allowed)
+
+
+def check_capable(unsteered: Result, what: str) -> None:
+    """ValueError for a model that predicts no token even unsteered: of nothing, no share can be lost."""
+    if not unsteered["top1"]:
+        raise ValueError(
+            f"the unsteered model predicts none of the {unsteered['tokens']} tokens of {what!r}, so that what steering costs "
+            "cannot be told; give more text, or another model"
+        )
 
 
 def cut(name: str, tokenizer: Any, texts: Sequence[str], context: int, tokens: int) -> Pieces:

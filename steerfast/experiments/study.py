@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steerfast import __version__
-from steerfast.experiments import behaviours, broad, questions
-from steerfast.experiments.config import BehavioursConfig, BroadConfig
+from steerfast import __version__, contrast
+from steerfast.contrast import ContrastSet
+from steerfast.experiments import behaviours, broad, questions, sparsity
+from steerfast.experiments.config import BehavioursConfig, BroadConfig, SparsityConfig
 from steerfast.experiments.corpora import split_corpus
 from steerfast.experiments.measure import Laboratory, Pieces, cut
+from steerfast.experiments.questions import Split
 from steerfast.experiments.trials import Spread, Trials, key_of
 from steerfast.extract import extract_mean, extract_pairs
 from steerfast.io import load_vector, save_vector
+from steerfast.models.load import Loaded
 from steerfast.vector import SteeringVector
 
 Stage = Callable[[str, int], Callable[[], None]]
@@ -39,12 +42,17 @@ class Study:
         self.trials = Trials(self.folder)
 
     def vector(
-        self, identity: Mapping[str, Any], make: Callable[[], SteeringVector]
+        self,
+        identity: Mapping[str, Any],
+        make: Callable[[], SteeringVector],
+        laboratory: Laboratory | None = None,
     ) -> SteeringVector:
         """The vector that follows from an identity (and the model, and the code): read, or made and kept."""
         from filelock import FileLock
 
-        key = key_of({**identity, "model": self.laboratory.digest, "code": __version__})[:12]
+        key = key_of(
+            {**identity, "model": (laboratory or self.laboratory).digest, "code": __version__}
+        )[:12]
         path = self.folder / "vectors" / f"{identity['name']}-{key}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "locks" / f"vector-{key}.lock"):
@@ -67,18 +75,29 @@ class Study:
         return dict(json.loads(text))
 
 
-def study_behaviours(
+@dataclass
+class Prepared:
+    """What the study of behaviours and ``tune`` start from."""
+
+    splits: dict[str, Split]
+    vectors: dict[str, SteeringVector]
+    text: Pieces | None
+
+
+def prepare_behaviours(
     study: Study,
     config: BehavioursConfig,
-    *,
     data: str | Path | None = None,
     texts: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """The study of several behaviours, saved in its folder. data: a folder of questions; None: those that ship."""
+    only: Sequence[str] | None = None,
+) -> Prepared:
+    """Questions split, vectors made. The splits of a behaviour do not depend on ``only``, which says whose vectors are wanted."""
     loaded = {name: questions.load(data, name) for name in config.behaviours}
     splits = questions.splits(
         loaded, config.train, config.validation, config.test or None, config.seed
     )
+    if only is not None:
+        splits = {name: splits[name] for name in only}
     laboratory = study.laboratory
     advance = study.stage("vectors", len(splits))
     vectors = {}
@@ -94,15 +113,34 @@ def study_behaviours(
     text: Pieces | None = None
     if config.tax_tokens and texts:
         text = cut("text", laboratory.tokenizer, texts, 256, config.tax_tokens)
+    return Prepared(splits, vectors, text)
+
+
+def study_behaviours(
+    study: Study,
+    config: BehavioursConfig,
+    *,
+    data: str | Path | None = None,
+    texts: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The study of several behaviours, saved in its folder. data: a folder of questions; None: those that ship."""
+    prepared = prepare_behaviours(study, config, data, texts)
     results = behaviours.run(
-        laboratory, config, splits, vectors, study.trials, study.stage, text, study.spread
+        study.laboratory,
+        config,
+        prepared.splits,
+        prepared.vectors,
+        study.trials,
+        study.stage,
+        prepared.text,
+        study.spread,
     )
     results["data"] = {
         name: {
             "digest": questions.digest([one for part in split for one in part]),
             "sizes": [len(part) for part in split],
         }
-        for name, split in splits.items()
+        for name, split in prepared.splits.items()
     }
     return study.save(results)
 
@@ -132,6 +170,28 @@ def study_broad(
     results = broad.run(
         laboratory, config, means, held_out, study.trials, study.stage, study.spread
     )
+    return study.save(results)
+
+
+def study_sparsity(study: Study, config: SparsityConfig, *, texts: Sequence[str]) -> dict[str, Any]:
+    """The study of pruned models, saved in its folder. texts: for the alignment tax."""
+    sets = {name: contrast.load(name) for name in config.directions}
+
+    def make_vector(each: ContrastSet, laboratory: Laboratory) -> SteeringVector:
+        def make() -> SteeringVector:
+            model, tokenizer = laboratory.model, laboratory.tokenizer
+            return extract_pairs(model, tokenizer, each.train, name=each.name, position="mean")
+
+        pairs = [[one.prompt, one.positive, one.negative] for one in each.train]
+        identity = {"name": each.name, "data": pairs, "position": "mean"}
+        return study.vector(identity, make, laboratory)
+
+    def text(laboratory: Laboratory) -> Pieces:
+        return cut("text", laboratory.tokenizer, texts, 256, config.tax_tokens)
+
+    dense = study.laboratory
+    loaded = Loaded(dense.model, dense.tokenizer, dense.name)
+    results = sparsity.run(loaded, config, sets, make_vector, text, study.trials, study.stage)
     return study.save(results)
 
 
