@@ -65,6 +65,17 @@ def preset(tmp_path):
     return path
 
 
+@pytest.fixture
+def noise(tmp_path):
+    """Text that a random model now and then predicts: every printable letter is as frequent as any other."""
+    rng = random.Random(2)
+    letters = [chr(code) for code in range(33, 127)]
+    for name in ("noise.txt", "other.txt"):
+        blocks = ["".join(rng.choices(letters, k=400)) for _ in range(12)]
+        (tmp_path / name).write_text("\n\n".join(blocks))
+    return tmp_path / "noise.txt"
+
+
 def invoke(*arguments):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output + str(result.exception)
@@ -127,17 +138,18 @@ def test_behaviours_from_the_command_line(preset, tiny_folder, tmp_path):
     assert before == {path: (out / path).read_bytes() for path in before}
 
 
-def test_broad_from_the_command_line(preset, tiny_folder, tmp_path):
+def test_broad_from_the_command_line(preset, tiny_folder, tmp_path, noise):
     out = tmp_path / "study"
     facts = invoke(
-        *("study", "broad", "--preset", preset, "--model", tiny_folder, "--out", out, "--json")
+        *("study", "broad", "--preset", preset, "--model", tiny_folder, "--out", out, "--json"),
+        *("--text", noise, "--code", noise.with_name("other.txt"), "--tokens", 900),
     )
     results = json.loads(Path(facts["results"]).read_text())
     names = [line["name"] for line in results["lines"]]
     assert names == ["0", "2", "1+2", "2 permuted", "2 permuted, norm matched"]
     for line in results["lines"]:
         assert line["points"][0]["coefficient"] == 0
-        assert line["points"][0]["text"]["tokens"] == 150
+        assert line["points"][0]["text"]["tokens"] == 900
     page = Path(facts["report"]).read_text()
     assert page.count("<svg") == 2
     invoke("study", "report", out, "--json")
@@ -514,9 +526,9 @@ def test_the_front_and_the_pick_by_hand():
     assert pick([dear], 0.02) is None
 
 
-def test_tune_writes_a_plan_that_generate_takes(preset, tiny_folder, tmp_path):
+def test_tune_writes_a_plan_that_generate_takes(preset, tiny_folder, tmp_path, noise):
     out, plan = tmp_path / "study", tmp_path / "plan.json"
-    common = ("--preset", preset, "--model", tiny_folder, "--out", out, "--json")
+    common = ("--preset", preset, "--model", tiny_folder, "--out", out, "--text", noise, "--json")
     facts = invoke("tune", "myopic", *common, "--budget", 0.9, "--plan", plan)
     assert facts["best"] is not None
     assert facts["best"]["lost"] <= 0.9

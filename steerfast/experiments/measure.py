@@ -183,7 +183,7 @@ def check_capable(unsteered: Result, what: str) -> None:
     """ValueError for a model that predicts no token even unsteered: of nothing, no share can be lost."""
     if not unsteered["top1"]:
         raise ValueError(
-            f"the unsteered model predicts none of the {unsteered['tokens']} tokens of {what!r}, so that what steering costs "
+            f"the unsteered model predicts none of the {unsteered['tokens']:g} tokens of {what!r}, so that what steering costs "
             "cannot be told; give more text, or another model"
         )
 
