@@ -44,6 +44,7 @@ individual_layers = [1, 2]
 global_coefficients = [-1.0, 1.0, 1.0]
 pair_coefficient = 0.5
 tax_tokens = 1500
+examples = ["Human: a", "b"]
 simultaneous = { myopic = 1, agreeableness = 2 }
 
 [broad]
@@ -55,6 +56,7 @@ layers = [[0], [2], [1, 2]]
 coefficients = [0.5, 1, 2, 4]
 scale = "stream"
 control_layer = 2
+examples = ["def f"]
 """
 
 
@@ -124,6 +126,11 @@ def test_behaviours_from_the_command_line(preset, tiny_folder, tmp_path):
         assert results["cosines"]["1"][0][0] == pytest.approx(1.0)
     page = Path(facts["report"]).read_text()
     assert page.count("<svg") == 5
+    assert [example["prompt"] for example in results["examples"]] == ["Human: a", "b"]
+    labels = [text["label"] for text in results["examples"][0]["texts"]]
+    assert labels[0] == "unsteered"
+    assert labels[1].endswith("at layer 2")
+    assert labels[1] in page
     assert "http" not in page.replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
     ).replace("http://creativecommons.org", "").replace("https://matplotlib.org", ""), (

@@ -17,6 +17,7 @@ import numpy as np
 from steerfast.experiments.choice import SIGNS, GridPoint, Sign, chosen
 from steerfast.experiments.config import BehavioursConfig, described
 from steerfast.experiments.effects import cosines, effect, interaction
+from steerfast.experiments.examples import examples
 from steerfast.experiments.measure import Laboratory, Pieces, scored
 from steerfast.experiments.questions import Split
 from steerfast.experiments.schemes import combined, individual, simultaneous
@@ -66,6 +67,7 @@ def run(
     if text is not None:
         tax = [laboratory.accuracy([arm.plan for arm in arms], text)]
         (taxes,) = trials.complete(tax, done=lambda job: advance(), spread=spread)
+    shown = shown_arms(arms, config)
     named = sorted({*config.layers, *config.individual_layers, *config.simultaneous.values()})
     return {
         "kind": "behaviours",
@@ -81,6 +83,9 @@ def run(
             _arm(arm, number, splits, answers, tax)
             for number, (arm, tax) in enumerate(zip(arms, taxes, strict=True))
         ],
+        "examples": examples(
+            laboratory, config.examples, {_shown(arm): arm.plan for arm in shown}, trials
+        ),
         "interactions": interactions(config, arms, answers),
         "cosines": cosines(vectors, named),
         "norms": {
@@ -195,6 +200,22 @@ def interactions(
             found = interaction(odds[number], [odds[alone[each, c]] for each in both], odds[0])
             rows.append({"pair": both, "coefficient": c, "questions": name, "nats": list(found)})
     return rows
+
+
+def shown_arms(arms: Sequence[Arm], config: BehavioursConfig) -> list[Arm]:
+    """The plans whose continuations the report shows: none, and the single vectors of the last layer that is tested."""
+    at = config.individual_layers[-1]
+    return [
+        arm
+        for arm in arms
+        if arm.plan is None or (arm.scheme == "individual" and arm.label["layer"] == at)
+    ]
+
+
+def _shown(arm: Arm) -> str:
+    if arm.plan is None:
+        return "unsteered"
+    return "{behaviour} {coefficient:+g} at layer {layer}".format(**arm.label)
 
 
 def _arm(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from steerfast.experiments.config import BroadConfig, described
+from steerfast.experiments.examples import examples
 from steerfast.experiments.measure import Laboratory, Pieces, check_capable
 from steerfast.experiments.schemes import individual
 from steerfast.experiments.trials import Result, Trials
@@ -105,11 +106,25 @@ def run(
             }
             for line in lines
         ],
+        "examples": examples(laboratory, config.examples, _shown(lines, config, vector), trials),
         "norms": {
             name: {str(layer): round(float(one.at(layer).norm()), 6) for layer in one.layers}
             for name, one in (("text minus code", vector), ("permuted", permuted))
         },
     }
+
+
+def _shown(
+    lines: Sequence[Line], config: BroadConfig, vector: SteeringVector
+) -> dict[str, Plan | None]:
+    """Plans of the control's layer without and with the vector, where code's accuracy has fallen to 80 and to 50%."""
+    plans: dict[str, Plan | None] = {"unsteered": None}
+    line = next((one for one in lines if one.layers == (config.control_layer,)), lines[0])
+    for row in text_kept(line.points):
+        c = row["coefficient"]
+        if row["code"] in (0.8, 0.5) and c is not None:
+            plans[f"text minus code {c:+.2f} at layer {line.name}"] = _plan(line, c, config, vector)
+    return plans
 
 
 def difference(text: SteeringVector, code: SteeringVector) -> SteeringVector:

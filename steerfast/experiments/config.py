@@ -28,7 +28,8 @@ class BehavioursConfig:
     combined in pairs, to tell their interaction. unweighted: the m of combined, where it is not the chosen one.
     chosen: coefficients to take instead of the grid's best. flagged: remarks on some of them, by "behaviour@layer".
     choose: the best coefficient is that of the greatest "matching" score (the paper's), or of the greatest mean "log_odds".
-    scale: of all vectors; tax_tokens: how many tokens of text the alignment tax is measured on.
+    scale: of all vectors; tax_tokens: how many tokens of text the alignment tax is measured on. examples: prompts that the
+    report shows continuations of.
     """
 
     behaviours: tuple[str, ...]
@@ -46,6 +47,7 @@ class BehavioursConfig:
     unweighted: float = 1.0
     seed: int = 13
     tax_tokens: int = 0
+    examples: tuple[str, ...] = ()
     chosen: Coefficients = field(default_factory=dict)
     flagged: Mapping[str, str] = field(default_factory=dict)
 
@@ -59,7 +61,7 @@ class BroadConfig:
     tokens: how many tokens of each side are predicted, in pieces of ``context`` tokens.
     layers: sets of layers that are steered together. coefficients: grid, ascending, without 0.
     control_layer: where the permuted controls are steered. stop, jump: the paper's rule: a layer ends when code's relative
-    accuracy is below ``stop``, and below ``jump`` the next four coefficients are left out.
+    accuracy is below ``stop``, and below ``jump`` the next four coefficients are left out. examples: as of behaviours.
     """
 
     samples: int
@@ -74,6 +76,7 @@ class BroadConfig:
     scale: Scale = "raw"
     sample_pieces: bool = False
     seed: int = 13
+    examples: tuple[str, ...] = ()
     stop: float = 0.05
     jump: float = 0.15
 

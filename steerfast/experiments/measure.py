@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from steerfast.contrast import ContrastPair
 from steerfast.experiments import questions as asking
 from steerfast.experiments.answers import Score, score
+from steerfast.experiments.prompts import pad_token
 from steerfast.experiments.questions import Question
 from steerfast.experiments.readouts import Accuracy, NextAnswer, NextTokens
 from steerfast.experiments.sweep import sweep
 from steerfast.experiments.trials import Job, Result
+from steerfast.models import attach
 from steerfast.models.load import Loaded
 from steerfast.plan import Plan
 
@@ -44,18 +47,22 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Task:
-    """Plans, and what to measure them on: questions, contrast pairs, or pieces of a corpus. Plain data."""
+    """Plans, and what to run them on: questions, contrast pairs, pieces of a corpus, or a prompt to go on with. Plain data."""
 
     plans: tuple[Plan | None, ...]
     questions: tuple[Question, ...] = ()
     pairs: tuple[ContrastPair, ...] = ()
     pieces: Pieces | None = None
+    prompt: str = ""
+    tokens: int = 0
 
     @property
     def measure(self) -> str:
         """What the results are, as their trials call it."""
         if self.pieces is not None:
             return "accuracy"
+        if self.tokens:
+            return "text"
         return "pairs" if self.pairs else "answers"
 
 
@@ -87,12 +94,19 @@ class Laboratory:
         data = hashlib.sha256(text.encode()).hexdigest()
         return self._job(Task(tuple(plans), pairs=tuple(pairs)), data)
 
+    def texts(self, plans: Sequence[Plan | None], prompt: str, tokens: int) -> Job:
+        """A trial a plan: {"text": ...}, a greedy continuation of ``tokens`` tokens, of the prompt as it is (no chat template)."""
+        data = hashlib.sha256(json.dumps([prompt, tokens]).encode()).hexdigest()
+        return self._job(Task(tuple(plans), prompt=prompt, tokens=tokens), data)
+
     def run(self, task: Task) -> list[Result]:
         """The results of a task, plan by plan."""
         if task.pieces is not None:
             return self._accuracy(task.plans, task.pieces)
         if task.pairs:
             return self._pairs(task.plans, task.pairs)
+        if task.tokens:
+            return self._texts(task.plans, task.prompt, task.tokens)
         return self._answers(task.plans, task.questions)
 
     def _job(self, task: Task, data: str) -> Job:
@@ -161,6 +175,23 @@ class Laboratory:
         chances = sweep(self.model, plans, ids, readout, done=self.told)[..., 3]
         odds = (chances[:, 0::2] - chances[:, 1::2]).tolist()
         return [{"log_odds": [_rounded(value) for value in row]} for row in odds]
+
+    def _texts(self, plans: Sequence[Plan | None], prompt: str, tokens: int) -> list[Result]:
+        ids = self.tokenizer(prompt, return_tensors="pt")["input_ids"].to(self.model.device)
+        batch = ids.expand(len(plans), -1)
+        steered = attach(self.model, slots=len(plans))
+        with torch.inference_mode(), steered as handle, handle.use(plans):
+            out = self.model.generate(
+                batch,
+                attention_mask=torch.ones_like(batch),
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=pad_token(self.tokenizer),
+            )
+        new = out[:, ids.shape[1] :]
+        return [
+            {"text": text} for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        ]
 
     def _answer_token(self, before: Sequence[int], prompt: str, answer: str) -> int:
         """The first token of an answer that follows a prompt."""
