@@ -285,6 +285,20 @@ def test_questions_that_cannot_be_read_are_named(tmp_path):
         questions.splits({"myopic": asked}, 40, 20, 10)
 
 
+def test_balanced_splits_have_as_many_of_each_answer():
+    asked = {name: questions.load(None, name) for name in ("myopic", "agreeableness")}
+    plain = questions.splits(asked, 30, 14, 20)
+    splits = questions.splits(asked, 30, 14, 20, balanced=True)
+    for name, split in splits.items():
+        for part in split:
+            assert sum(one.matching == part[0].matching for one in part) == len(part) / 2
+        assert {one for part in split for one in part} == set(asked[name])
+    assert plain != splits
+    one_sided = [one for one in asked["myopic"] if one.matching == "A"]
+    with pytest.raises(ValueError, match=r"matching answers \['A'\] only"):
+        questions.splits({"myopic": one_sided}, 4, 2, balanced=True)
+
+
 def test_a_score_by_hand():
     found = score(["A", "B", "A", "x"], ["A", "A", "B", "B"], ("A", "B"))
     assert (found.total, found.matches, found.faulty) == (4, 1, 1)

@@ -159,9 +159,11 @@ def _study(
     name, precision = model or chosen.model, dtype or chosen.dtype
     spread: Any = None
     if ray:
+        import torch
+
         from steerfast.experiments.spread import RaySpread
 
-        spread = RaySpread(name, precision)
+        spread = RaySpread(name, precision, gpus=float(torch.cuda.is_available()))
     laboratory = Laboratory(load(name, precision))
     with stages() as stage:
         results = run(Study(laboratory, folder, stage, spread), config)

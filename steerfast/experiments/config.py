@@ -22,6 +22,7 @@ class BehavioursConfig:
     """The study of several behaviours; the paper's own setting is the preset ``llama-2-7b-chat``.
 
     train, validation, test: questions of each behaviour for its vector, for choosing, for results (test 0: the rest).
+    balanced: as many questions of each answer in every split, see ``questions.splits``.
     layers, coefficients: the grid; each coefficient is tried with both signs, small ones first.
     individual_layers: where single vectors and combined ones are tested. simultaneous: {behaviour: layer}.
     global_coefficients: (first, last, step) of the simultaneous scheme. pair_coefficient: at which behaviours are
@@ -46,6 +47,7 @@ class BehavioursConfig:
     choose: Criterion = "matching"
     unweighted: float = 1.0
     seed: int = 13
+    balanced: bool = False
     tax_tokens: int = 0
     examples: tuple[str, ...] = ()
     chosen: Coefficients = field(default_factory=dict)

@@ -179,7 +179,7 @@ class Laboratory:
     def _texts(self, plans: Sequence[Plan | None], prompt: str, tokens: int) -> list[Result]:
         ids = self.tokenizer(prompt, return_tensors="pt")["input_ids"].to(self.model.device)
         batch = ids.expand(len(plans), -1)
-        steered = attach(self.model, slots=len(plans))
+        steered = attach(self.model, slots=4 * len(plans))
         with torch.inference_mode(), steered as handle, handle.use(plans):
             out = self.model.generate(
                 batch,

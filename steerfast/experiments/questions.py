@@ -113,10 +113,13 @@ def splits(
     validation: int,
     test: int | None = None,
     seed: int = SEED,
+    balanced: bool = False,
 ) -> dict[str, Split]:
     """Shuffle each behaviour's questions, then cut: the first ``train``, the next ``validation``, the rest (or ``test``).
 
     The paper's protocol: one random stream, behaviours in the order of ``PAPER_ORDER`` (others follow, as given).
+    balanced (not the paper's): after the shuffle, questions alternate by their matching answer, so that in each part
+    (of even size) both are as frequent; else, in small sets, a vector also says "answer B", and liking B passes for the behaviour.
     Raises ValueError where a behaviour has too few.
     """
     stream = random.Random(seed)
@@ -127,6 +130,8 @@ def splits(
         if len(every) > MOST:
             every = random.Random(seed).sample(every, MOST)
         stream.shuffle(every)
+        if balanced:
+            every = _alternating(every, name)
         needed = train + validation + (1 if test is None else test)
         if len(every) < needed:
             raise ValueError(
@@ -137,6 +142,15 @@ def splits(
         cut = train + validation
         result[name] = Split(tuple(every[:train]), tuple(every[train:cut]), tuple(every[cut:end]))
     return {name: result[name] for name in questions}
+
+
+def _alternating(questions: Sequence[Question], name: str) -> list[Question]:
+    """One matching answer after the other; what is left over of one of them is left out."""
+    answers = sorted({one.matching for one in questions})
+    if len(answers) != 2:
+        raise ValueError(f"{name} has matching answers {answers} only; balanced splits need both")
+    sides = [[one for one in questions if one.matching == answer] for answer in answers]
+    return [one for pair in zip(*sides, strict=False) for one in pair]
 
 
 def digest(questions: Sequence[Question]) -> str:

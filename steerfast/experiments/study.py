@@ -94,7 +94,7 @@ def prepare_behaviours(
     """Questions split, vectors made. The splits of a behaviour do not depend on ``only``, which says whose vectors are wanted."""
     loaded = {name: questions.load(data, name) for name in config.behaviours}
     splits = questions.splits(
-        loaded, config.train, config.validation, config.test or None, config.seed
+        loaded, config.train, config.validation, config.test or None, config.seed, config.balanced
     )
     if only is not None:
         splits = {name: splits[name] for name in only}
