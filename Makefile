@@ -42,6 +42,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/bench_ops.py --save
 	$(BIN)/python benchmarks/bench_decode.py --save
+	$(BIN)/python benchmarks/bench_sweep.py --save
 
 clean:
 	rm -rf .venv build steerfast/lib steerfast/_C.*.so *.egg-info

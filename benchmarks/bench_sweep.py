@@ -20,10 +20,13 @@ import argparse
 import json
 import math
 import random
+import re
 import statistics
 import sys
 import time
+import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,6 +134,15 @@ def loop(
     return found
 
 
+def words(text: str) -> list[int]:
+    """Token ids for a model with random weights: one a word or mark, as many as a tokenizer would give."""
+    return [zlib.crc32(word.encode()) for word in re.findall(r"\w+|[^\w\s]", text)]
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text)["input_ids"])
+
+
 def seconds(function: Any) -> tuple[float, Any]:
     begin = time.perf_counter()
     result = function()
@@ -153,7 +165,6 @@ def measured(
         cells = [
             Cell(rng.randrange(len(plans)), rng.randrange(len(prompts))) for _ in range(looped)
         ]
-        # The engine's forked rows hold a plan of every layer alike; so must the sample of the loops.
         cells = sorted(set(cells))
         versions = {
             "paper": (lambda p=plans, q=prompts, c=cells: loop(model, p, q, c, True), len(cells)),
@@ -172,6 +183,7 @@ def measured(
                 every,
             ),
         }
+        versions["forked again"] = versions["forked"]
         loop(model, plans, prompts, cells[:2], True)  # warm
         sweep(model, plans[:2], prompts[:1], lambda head, _: Answers(head))
         times[name] = {version: [] for version in versions}
@@ -237,8 +249,12 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="append to results/sweep.jsonl")
     arguments = parser.parse_args()
     dtype = DTYPES[arguments.dtype]
-    loaded = load_model(arguments.model, dtype=dtype)
-    model = random_model(arguments.shape, dtype) if arguments.shape else loaded.model
+    tokenize: Any = words
+    if arguments.shape:
+        model, label = random_model(arguments.shape, dtype), arguments.shape
+    else:
+        model, tokenizer, label = load_model(arguments.model, dtype=dtype)
+        tokenize = partial(encode, tokenizer)
     names = questions.PAPER_ORDER if arguments.data else questions.shipped()
     if arguments.quick:
         names, arguments.rounds = names[-1:], 1
@@ -256,10 +272,8 @@ def main() -> None:
             vector = SteeringVector(name, directions, norms)
         else:
             pairs = [one.pair for one in asked[arguments.prompts : arguments.prompts + 24]]
-            vector = extract_pairs(model, loaded.tokenizer, pairs, name=name)
-        ids = [
-            list(loaded.tokenizer(one.prompt)["input_ids"]) for one in asked[: arguments.prompts]
-        ]
+            vector = extract_pairs(model, tokenizer, pairs, name=name)
+        ids = [tokenize(one.prompt) for one in asked[: arguments.prompts]]
         top = int(model.config.vocab_size)
         sets[name] = (
             grid(vector, int(model.config.num_hidden_layers)),
@@ -269,7 +283,7 @@ def main() -> None:
     times = found.pop("ms")
     line = {
         "bench": "sweep",
-        "model": arguments.shape or loaded.name,
+        "model": label,
         "dtype": arguments.dtype,
         "data": "paper" if arguments.data else "shipped",
         "tokens": {name: sum(map(len, ids)) / len(ids) for name, (_, ids) in sets.items()},
@@ -283,6 +297,7 @@ def main() -> None:
         "speedup_over_forward": speedup(times, "forward", "forked"),
         "batching": speedup(times, "paper", "batched"),
         "forking": speedup(times, "batched", "forked"),
+        "a_over_a": speedup(times, "forked again", "forked"),
         "answers_equal": found["unequal"] == 0,
         **found,
         **harness.setting(SEED),
@@ -290,7 +305,7 @@ def main() -> None:
     for name, each in line["ms_per_cell"].items():
         cells = ", ".join(f"{version} {value:.1f}" for version, value in each.items())
         print(f"{name:>18}, ms a cell: {cells}", file=sys.stderr)
-    for what in ("speedup", "speedup_over_forward", "batching", "forking"):
+    for what in ("speedup", "speedup_over_forward", "batching", "forking", "a_over_a"):
         ratio = line[what]
         print(
             f"{what:>22} {ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",

@@ -50,9 +50,10 @@ step bench-decode-7b 240 "$python" benchmarks/bench_decode.py --shape llama-2-7b
   --vectors 8 --steps 100 --save
 step bench-decode-7b-reads 120 "$python" benchmarks/bench_decode.py --shape llama-2-7b --mode graph --batch 32 \
   --vectors 8 --operator clamp --steps 100 --save
+step bench-sweep-7b 180 "$python" benchmarks/bench_sweep.py --shape llama-2-7b --dtype bfloat16 --prompts 2 --cells 20 --save
 step bench-decode-7b-eager 120 "$python" benchmarks/bench_decode.py --shape llama-2-7b --batch 1 32 --steps 60 --save
 step bench-ops 150 "$python" benchmarks/bench_ops.py --save
-cp -f benchmarks/results/{ops,decode}.jsonl "$out/" 2>/dev/null
+cp -f benchmarks/results/{ops,decode,sweep}.jsonl "$out/" 2>/dev/null
 {
   echo
   echo "Last line of the quick op benchmark:"

@@ -109,7 +109,44 @@ def router_table() -> str:
     return "\n".join([*rows, "", f"Median [p20, p80]. {caption(lines[-1])}"])
 
 
-TABLES = {"ops": ops_table, "decode": decode_table, "router": router_table}
+def sweep_table() -> str:
+    lines = latest("sweep", "model", "dtype", "data")
+    rows = [
+        "| model | questions | paper's loop, ms a cell | forward alone, ms | engine, ms | speedup | of it batching | of it forking "
+        "| over forward alone | A/A | cells compared: unequal, ties |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        means = {
+            version: sum(each[version] for each in line["ms_per_cell"].values())
+            / len(line["ms_per_cell"])
+            for version in ("paper", "forward", "forked")
+        }
+        ratios = [
+            f"{one['ratio']:.2f}x [{one['low']:.2f}, {one['high']:.2f}]"
+            for one in (line["speedup"], line["batching"], line["forking"])
+        ]
+        tokens = sum(line["tokens"].values()) / len(line["tokens"])
+        cells = [
+            f"{line['model']}, {line['dtype']}",
+            f"{line['data']}, {tokens:.0f} tokens",
+            *(f"{means[version]:.1f}" for version in ("paper", "forward", "forked")),
+            *ratios,
+            f"{line['speedup_over_forward']['ratio']:.2f}x",
+            f"{line['a_over_a']['ratio']:.2f}",
+            f"{line['checked']}: {line['unequal']}, {line['ties']}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    about = f"Medians of {lines[-1]['rounds']} rounds [least, greatest]. {caption(lines[-1])}"
+    return "\n".join([*rows, "", about])
+
+
+TABLES = {
+    "ops": ops_table,
+    "decode": decode_table,
+    "router": router_table,
+    "sweep": sweep_table,
+}
 
 
 def filled(text: str) -> str:

@@ -35,3 +35,12 @@ def test_router():
     said = last_line("bench_router.py")
     assert said["requests"] == 256
     assert 0 < said["us"]["route"]["median"] < 5_000  # the bar is 50; a busy machine is slower
+
+
+def test_sweep():
+    said = last_line("bench_sweep.py", "--shape", "tiny", "--dtype", "float32")
+    assert said["answers_equal"] is True
+    assert said["checked"] > 10
+    assert said["speedup"] > 1
+    assert said["speedup"] == pytest.approx(said["batching"] * said["forking"], rel=0.05)
+    assert said["max_relative_logit_gap"] < 1e-5

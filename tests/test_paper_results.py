@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import paper_tables
 import pytest
@@ -12,19 +11,19 @@ import pytest
 from steerfast.experiments import answers, choice, questions
 from steerfast.experiments.answers import Score
 
-PAPER = Path(__file__).parents[2] / "shared" / "data" / "paper"
-pytestmark = pytest.mark.skipif(not PAPER.is_dir(), reason="the paper's data is not here")
 BEHAVIOURS = questions.PAPER_ORDER
 
 
 @pytest.fixture(scope="module")
-def split():
-    every = {name: questions.load(PAPER / "datasets", name) for name in BEHAVIOURS}
+def split(paper_data):
+    every = {name: questions.load(paper_data / "datasets", name) for name in BEHAVIOURS}
     return questions.splits(every, 500, 200)
 
 
-def stored(file):
-    return json.loads((PAPER / "results" / file).read_text())
+@pytest.fixture(scope="module")
+def stored(paper_data):
+    """The results of one of the paper's files."""
+    return lambda file: json.loads((paper_data / "results" / file).read_text())
 
 
 def scored(cell, asked):
@@ -63,7 +62,7 @@ def check(cell, score: Score, count=False):
         assert score.faulty == (int(faulty[1] or faulty[2]) if faulty else 0)
 
 
-def test_individual(split):
+def test_individual(split, stored):
     table, results = (
         rows(paper_tables.INDIVIDUAL),
         stored("multiple_steering_results_on_test_v1.0.json"),
@@ -80,7 +79,7 @@ def test_individual(split):
     assert len(table) == 5
 
 
-def test_combined(split):
+def test_combined(split, stored):
     results = {
         "sum": stored("sum_combined_steering_results_v1.4.json"),
         "mean": stored("mean_combined_steering_results_v1.3.json"),
@@ -95,7 +94,7 @@ def test_combined(split):
     assert len(table) == 16
 
 
-def test_simultaneous():
+def test_simultaneous(stored):
     """The file holds how often each answer was given, not the responses."""
     results = stored("simultaneous_steering_v1.2.json")
     by_scalar = {
@@ -121,7 +120,7 @@ def counted(cell):
 
 
 @pytest.fixture(scope="module")
-def grid(split):
+def grid(split, stored):
     """{behaviour: [GridPoint]} of both grid searches."""
     points = {name: [] for name in BEHAVIOURS}
     for sign, file in ((1, "_positive_ic_v1.4"), (-1, "_negative_ic_v1.5")):
@@ -140,7 +139,7 @@ def grid(split):
     return points
 
 
-def test_grid(grid, split):
+def test_grid(grid, split, stored):
     short = {"wealth": "wealth_seeking"}
     names = {
         "+1": 1,
@@ -188,7 +187,7 @@ def test_a_layers_sweep_ends_where_the_stop_rule_says(grid):
     assert ended > 70
 
 
-def test_chosen_coefficients(grid):
+def test_chosen_coefficients(grid, stored):
     """Our rule finds the authors' choice, but for what they tried by hand, one trap and two matters of taste."""
     found = choice.chosen(grid, (10, 15))
     theirs = stored("multiple_steering_results_on_test_v1.0.json")["meta"]["ics"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,7 +10,6 @@ from steerfast.experiments.schemes import combined, individual, simultaneous
 from steerfast.lowering import lower
 from steerfast.sites import site_index
 
-PAPER = Path(__file__).parents[2] / "shared" / "data" / "paper" / "vectors"
 NAMES = ("agreeableness", "anti_immigration", "myopic", "sycophancy", "wealth_seeking")
 # Coefficients chosen by the authors (negative, positive), and where each goes when all act at once.
 CHOSEN = {
@@ -41,12 +38,11 @@ LAYERS = dict(
 
 
 @pytest.fixture(scope="module")
-def stored():
+def stored(paper_data):
     """The paper's tensors, [32, 4096] float32 each."""
-    if not PAPER.is_dir():
-        pytest.skip("the paper's vectors are not here")
+    folder = paper_data / "vectors"
     return {
-        name: torch.load(PAPER / f"{name}_activations.pt", weights_only=True, map_location="cpu")
+        name: torch.load(folder / f"{name}_activations.pt", weights_only=True, map_location="cpu")
         for name in NAMES
     }
 
