@@ -449,6 +449,14 @@ def test_corpora(tmp_path, monkeypatch):
     assert len(corpora.read_corpus("hub:some/set:main:test:body", 2)) == 2
     with pytest.raises(ValueError, match="no field 'text'; it has body"):
         corpora.read_corpus("hub:some/set")
+    rows = [{"text": set_name * 100, "meta": {"set": set_name}} for set_name in ("Github", "Books")]
+    (code,) = corpora.read_corpus("hub:some/set::train:text:meta.set=Github")
+    (text,) = corpora.read_corpus("hub:some/set:::text:meta.set!=Github")
+    assert (code[:6], text[:5]) == ("Github", "Books")
+    with pytest.raises(ValueError, match=r"a row has no 'meta\.kind'"):
+        corpora.read_corpus("hub:some/set:::text:meta.kind=x")
+    with pytest.raises(ValueError, match="no condition on rows"):
+        corpora.read_corpus("hub:some/set:::text:meta")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets"):
         corpora.read_corpus("hub:some/set")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from steerfast.texts import read_texts
 
@@ -19,8 +20,9 @@ def read_corpus(source: str, limit: int = READ) -> list[str]:
     """The texts of a source, in a fixed order.
 
     ``prose``: passages written for this project. ``stdlib``: the modules of this Python's standard library.
-    ``hub:NAME[:CONFIG[:SPLIT[:FIELD]]]``: a dataset of the Hugging Face hub, streamed (defaults: its first
-    configuration, ``train``, ``text``); needs the package ``datasets`` and a connection. Anything else is a file (texts
+    ``hub:NAME[:CONFIG[:SPLIT[:FIELD[:WHERE]]]]``: a dataset of the Hugging Face hub, streamed (defaults: its first
+    configuration, ``train``, ``text``), of which WHERE keeps some rows: ``meta.pile_set_name=Github``, or ``!=``; needs
+    the package ``datasets`` and a connection. Anything else is a file (texts
     separated by blank lines) or a folder (a text a file). Raises ValueError where a source holds no text of 200 characters.
     """
     if source == "prose":
@@ -62,8 +64,8 @@ def _stdlib() -> Iterator[str]:
 
 
 def _hub(source: str) -> Iterator[str]:
-    name, *rest = source.removeprefix("hub:").split(":")
-    config, split, field = (rest + [""] * 3)[:3]
+    name, *rest = source.removeprefix("hub:").split(":", 4)
+    config, split, field, where = (rest + [""] * 4)[:4]
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -74,4 +76,19 @@ def _hub(source: str) -> Iterator[str]:
     for row in load_dataset(name, config or None, split=split or "train", streaming=True):
         if field not in row:
             raise ValueError(f"{source!r} has no field {field!r}; it has {', '.join(row)}")
-        yield row[field]
+        if _kept(row, where):
+            yield row[field]
+
+
+def _kept(row: Any, where: str) -> bool:
+    """Whether a row satisfies ``path=value`` or ``path!=value``; the path goes into nested records by dots."""
+    if not where:
+        return True
+    path, sign, value = where.partition("!=") if "!=" in where else where.partition("=")
+    if not sign:
+        raise ValueError(f"{where!r} is no condition on rows; write path=value or path!=value")
+    for part in path.split("."):
+        if not isinstance(row, dict) or part not in row:
+            raise ValueError(f"a row has no {path!r}, which {where!r} asks for")
+        row = row[part]
+    return (str(row) == value) == (sign == "=")
