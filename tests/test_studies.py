@@ -361,6 +361,24 @@ def test_effects_and_interactions_by_hand():
     assert effects.effect([None, 1.0], [0.0, 0.0]) == (None, None, None)
 
 
+def test_liking_one_answer_cancels_between_strata():
+    """Log-odds of the matching answer, where "A" gains 2 nats and the behaviour 0.1."""
+    strata = ["A", "B"] * 10
+    noise = [0.01 * (number % 3 - 1) for number in range(20)]
+    steered = [
+        (2.0 if answer == "A" else -2.0) + 0.1 + each
+        for answer, each in zip(strata, noise, strict=True)
+    ]
+    found = effects.effect(steered, [0.0] * 20, strata)
+    assert 0.08 < found.low < found.mean < found.high < 0.12
+    blind = effects.effect(steered, [0.0] * 20)
+    assert blind.low < -0.5
+    assert blind.mean == pytest.approx(found.mean, abs=1e-5)
+    # Also where there are more of one answer.
+    uneven = effects.effect(steered[:9] + steered[10::2], [0.0] * 14, strata[:9] + strata[10::2])
+    assert 0.08 < uneven.mean < 0.12
+
+
 def test_an_interval_covers_as_often_as_it_says():
     """Of 300 experiments with a known mean, about 95% of intervals hold it."""
     rng = random.Random(1)

@@ -19,7 +19,7 @@ from steerfast.experiments.config import BehavioursConfig, described
 from steerfast.experiments.effects import cosines, effect, interaction
 from steerfast.experiments.examples import examples
 from steerfast.experiments.measure import Laboratory, Pieces, scored
-from steerfast.experiments.questions import Split
+from steerfast.experiments.questions import Question, Split
 from steerfast.experiments.schemes import combined, individual, simultaneous
 from steerfast.experiments.trials import Result, Trials
 from steerfast.plan import Plan
@@ -86,7 +86,7 @@ def run(
         "examples": examples(
             laboratory, config.examples, {_shown(arm): arm.plan for arm in shown}, trials
         ),
-        "interactions": interactions(config, arms, answers),
+        "interactions": interactions(splits, arms, answers),
         "cosines": cosines(vectors, named),
         "norms": {
             name: {str(layer): round(float(vector.at(layer).norm()), 6) for layer in named}
@@ -128,7 +128,9 @@ def grid(
                 score = scored(result, splits[name].validation)
                 before = unsteered[name]
                 usable = not score.ends_sweep(scored(before, splits[name].validation))
-                change = effect(result["log_odds"], before["log_odds"]).mean
+                change = effect(
+                    result["log_odds"], before["log_odds"], _strata(splits[name].validation)
+                ).mean
                 points[name].append(GridPoint(at, sign * size, score, usable, change))
                 if usable:
                     going_on.append((at, sign))
@@ -182,7 +184,7 @@ def tested_arms(
 
 
 def interactions(
-    config: BehavioursConfig, arms: Sequence[Arm], answers: Mapping[str, Sequence[Result]]
+    splits: Mapping[str, Split], arms: Sequence[Arm], answers: Mapping[str, Sequence[Result]]
 ) -> list[dict[str, Any]]:
     """Of each pair of behaviours and each behaviour's questions: effect together minus effects alone."""
     alone = {
@@ -197,7 +199,8 @@ def interactions(
         both, c = arm.label["behaviours"], arm.label["coefficient"]
         for name, results in answers.items():
             odds = [result["log_odds"] for result in results]
-            found = interaction(odds[number], [odds[alone[each, c]] for each in both], odds[0])
+            parts = [odds[alone[each, c]] for each in both]
+            found = interaction(odds[number], parts, odds[0], _strata(splits[name].test))
             rows.append({"pair": both, "coefficient": c, "questions": name, "nats": list(found)})
     return rows
 
@@ -229,10 +232,14 @@ def _arm(
     for name, split in splits.items():
         result, unsteered = answers[name][number], answers[name][0]
         score = scored(result, split.test)
-        change = effect(result["log_odds"], unsteered["log_odds"])
+        change = effect(result["log_odds"], unsteered["log_odds"], _strata(split.test))
         scores[name] = {**_score(score), "effect": list(change)}
     digest = None if arm.plan is None else arm.plan.digest
     return {"scheme": arm.scheme, **arm.label, "plan": digest, "scores": scores, "tax": tax}
+
+
+def _strata(asked: Sequence[Question]) -> list[str]:
+    return [one.matching for one in asked]
 
 
 def _point(point: GridPoint) -> dict[str, Any]:
