@@ -101,7 +101,15 @@ setup(
     # kernels/ has no __init__.py (see kernels/README.md), so find_packages does not see the link to it.
     packages=[*find_packages(include=["steerfast", "steerfast.*"]), "steerfast.kernels"],
     package_data={
-        "steerfast": ["py.typed", "*.pyi", "data/*.json", "data/*.txt", "data/questions/*.json", "data/presets/*.toml"],
+        "steerfast": [
+            "py.typed",
+            "*.pyi",
+            "data/*.json",
+            "data/*.txt",
+            "data/*.j2",
+            "data/questions/*.json",
+            "data/presets/*.toml",
+        ],
         "steerfast.kernels": ["tables/*.json"],
     },
     ext_modules=[Extension("steerfast._C", sources=[])],  # NinjaBuild makes it

@@ -41,7 +41,11 @@ def test_a_pure_wheel_holds_everything(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = [
         *(f"steerfast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")),
-        *(f"steerfast/data/{path.name}" for path in (ROOT / "steerfast" / "data").glob("*.json")),
+        *(
+            path.relative_to(ROOT).as_posix()
+            for path in (ROOT / "steerfast" / "data").rglob("*")
+            if path.is_file()
+        ),
         "steerfast/py.typed",
         "steerfast/cli/__init__.py",
         "steerfast/models/llama.py",
