@@ -574,6 +574,8 @@ def test_the_front_and_the_pick_by_hand():
 
 
 def test_tune_writes_a_plan_that_generate_takes(preset, tiny_folder, tmp_path, noise):
+    # Small doses act in proportion, so that one of two signs always moves the wanted way.
+    preset.write_text(TOML.replace("coefficients = [0.5, 1]\n", "coefficients = [0.01, 0.02]\n"))
     out, plan = tmp_path / "study", tmp_path / "plan.json"
     common = ("--preset", preset, "--model", tiny_folder, "--out", out, "--text", noise, "--json")
     facts = invoke("tune", "myopic", *common, "--budget", 0.9, "--plan", plan)
