@@ -207,7 +207,8 @@ struct Ops {
     return {stream, normed};
   }
 
-  // In place: residual becomes the stream, x its norm.
+  // In place: residual becomes the stream, x its norm; without a norm, x becomes 0 where a row is
+  // steered, and other rows stay two halves.
   static void run_(Tensor* x, Tensor& residual, const Norm* norm, const Steering* steering) {
     Call<Device> call(residual);
     STD_TORCH_CHECK(rows_in_place(residual, &call.p.residual_stride),
@@ -217,13 +218,18 @@ struct Ops {
     if (steering) call.steering(*steering);
     if (x) {
       call.check_branch(*x, residual);
-      STD_TORCH_CHECK(x->scalar_type() == norm->weight.scalar_type(),
-                      "in place, weight must have the dtype of the stream");
       STD_TORCH_CHECK(rows_in_place(*x, &call.p.x_stride),
                       "in place, x must be rows at one stride that do not overlap");
+      call.p.x = x->mutable_data_ptr();
+    }
+    if (norm) {
+      STD_TORCH_CHECK(x->scalar_type() == norm->weight.scalar_type(),
+                      "in place, weight must have the dtype of the stream");
       call.norm(*norm);
-      call.p.x = call.p.normed = x->mutable_data_ptr();
+      call.p.normed = x->mutable_data_ptr();
       call.p.normed_stride = call.p.x_stride;
+    } else if (x) {
+      call.p.emptied = x->mutable_data_ptr();
     }
     call.run();
   }
@@ -279,6 +285,12 @@ struct Ops {
     const Steering steering{row_slot, row_gain, records, reads, bank};
     run_(nullptr, stream, nullptr, &steering);
   }
+  static void steer_halves_(Tensor x, Tensor residual, const Tensor& row_slot,
+                            const Tensor& row_gain, const Tensor& records, const Tensor& reads,
+                            const Tensor& bank) {
+    const Steering steering{row_slot, row_gain, records, reads, bank};
+    run_(&x, residual, nullptr, &steering);
+  }
 
   // To be called in a STABLE_TORCH_LIBRARY_IMPL(steerfast, <key>, m).
   static void implement(torch::stable::detail::StableLibrary& m) {
@@ -290,6 +302,7 @@ struct Ops {
     m.impl("steer_add", TORCH_BOX(&Ops::steer_add));
     m.impl("steer", TORCH_BOX(&Ops::steer));
     m.impl("steer_", TORCH_BOX(&Ops::steer_));
+    m.impl("steer_halves_", TORCH_BOX(&Ops::steer_halves_));
   }
 };
 

@@ -63,6 +63,9 @@ struct SteerParams {
   void* stream;                  // [N, D] dtype; may be residual itself
   const void* weight = nullptr;  // [D] weight_dtype, or null: no norm
   void* normed = nullptr;        // [N, D] weight_dtype; may be x itself where the dtypes agree
+  // x itself, where the stream is to stay in two halves: it becomes 0 in rows that are steered, and
+  // rows that are not are left as they are. Else null. Not with a norm.
+  void* emptied = nullptr;
   int64_t rows = 0, width = 0;   // N, D
   int64_t x_stride = 0, residual_stride = 0, stream_stride = 0, normed_stride = 0;
   float eps = 0.f;

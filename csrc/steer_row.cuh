@@ -84,6 +84,7 @@ __device__ inline void work_on(const SteerParams& p, int64_t index, const Route<
   using Index = typename Row::Index;
   using Vector = Packed<T, kLanes>;
 
+  if (p.emptied && !route.active()) return;
   if constexpr (kReads) {
     if (route.read_count > 0) prepare_terms(p, route, row, shared.reads);
   }
@@ -111,12 +112,14 @@ __device__ inline void work_on(const SteerParams& p, int64_t index, const Route<
   };
 
   T* const stream = static_cast<T*>(p.stream) + index * p.stream_stride;
+  T* const emptied = static_cast<T*>(p.emptied) + index * p.x_stride;
   float squares[1] = {0.f};
   const auto keep = [&](Index first, int left, const Vector& out) {
     float wide[kLanes];
     widen(out, wide);
     squares[0] += sum_of_squares(wide);
     store(out, stream + first, left, row.vector);
+    if (p.emptied) store(Vector{}, emptied + first, left, row.vector);
   };
   if (route.active()) {
     float factor = 1.f;

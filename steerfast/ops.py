@@ -29,12 +29,13 @@ _SCHEMAS = {
     "steer_add": f"(Tensor x, Tensor residual, {_STEERING}) -> Tensor",
     "steer": f"(Tensor stream, {_STEERING}) -> Tensor",
     "steer_": f"(Tensor(a!) stream, {_STEERING}) -> ()",
+    "steer_halves_": f"(Tensor(a!) x, Tensor(b!) residual, {_STEERING}) -> ()",
 }
 
 
 def _parts(name: str, args: tuple[Any, ...]) -> tuple[list[Tensor], list[Any], list[Steering]]:
     """A flat argument list as its parts: [x, residual] or [stream]; [weight, eps, fp32_norm]; [Steering]."""
-    streams = 2 if "add" in name else 1
+    streams = 2 if "add" in name or "halves" in name else 1
     steering = [Steering(*args[-5:])] if name.startswith("steer") else []
     norm = list(args[streams : streams + 3]) if "norm" in name else []
     return list(args[:streams]), norm, steering
@@ -97,6 +98,7 @@ _steer_rms_norm = torch.ops.steerfast.steer_rms_norm.default
 _steer_add = torch.ops.steerfast.steer_add.default
 _steer = torch.ops.steerfast.steer.default
 _steer_inplace = torch.ops.steerfast.steer_.default
+_steer_halves_inplace = torch.ops.steerfast.steer_halves_.default
 
 
 def needs_grad(*tensors: Tensor) -> bool:
@@ -257,6 +259,24 @@ def steer_(stream: Tensor, steering: Steering) -> None:
         _steer_inplace(stream, *steering)
     except RuntimeError as error:
         explain("steer_", stream, steering=steering, in_place=True)
+        _explain_values(steering, error)
+        raise
+
+
+def steer_halves_(x: Tensor, residual: Tensor, steering: Steering) -> None:
+    """Steering of a stream that is still two halves, as serving engines hand it to their own norm.
+
+        steered rows:  residual <- the stream of ``steer_add``,  x <- 0
+        other rows:    untouched, so that what follows sees the very bits of an unsteered model
+
+    x, residual: [..., D], one dtype. Rows that are not steered are neither read nor written. Not
+    differentiable: ValueError if an input requires grad.
+    """
+    _refuse_grad("steer_halves_", x, residual)
+    try:
+        _steer_halves_inplace(x, residual, *steering)
+    except RuntimeError as error:
+        explain("steer_halves_", residual, x=x, steering=steering, in_place=True)
         _explain_values(steering, error)
         raise
 

@@ -157,3 +157,10 @@ def steer_add_rms_norm_(
 def steer_(stream: Tensor, steering: Steering) -> None:
     """Reference of ``steerfast.ops.steer_``."""
     stream.copy_(steer(stream, steering))
+
+
+def steer_halves_(x: Tensor, residual: Tensor, steering: Steering) -> None:
+    """Reference of ``steerfast.ops.steer_halves_``."""
+    active = active_rows(steering).reshape(*residual.shape[:-1], 1)
+    residual.copy_(torch.where(active, steer_add(x, residual, steering), residual))
+    x.copy_(torch.where(active, 0.0, x))

@@ -60,6 +60,7 @@ class Launch:
 class Result:
     stream: Tensor
     normed: Tensor | None
+    emptied: Tensor | None
     launches: list[Launch]
 
 
@@ -79,18 +80,20 @@ def call(
     eps: float = 1e-5,
     steering: Any = None,
     in_place: bool = False,
+    halves: bool = False,
     layouts: dict[str, Layout] | None = None,
     **scalars: float,
 ) -> Call:
     """One call of launch_steer: residual, x [N, D], weight [D] or None, steering or None. In place:
-    stream is residual, and normed is x where there are both and the dtypes allow it."""
+    stream is residual, and normed is x where there are both and the dtypes allow it. halves: in place, and x is emptied."""
     count, width = residual.shape
     weight_dtype = residual.dtype if weight is None else weight.dtype
     arrays: dict[str, Tensor] = {"residual": residual}
     nothing = torch.full((count, width), float("nan"))
     normed_is_x = in_place and x is not None and weight_dtype == residual.dtype
     if x is not None:
-        arrays["x,normed" if normed_is_x and weight is not None else "x"] = x
+        names = "x,emptied" if halves else "x,normed" if normed_is_x and weight is not None else "x"
+        arrays[names] = x
     if in_place:
         arrays["residual,stream"] = arrays.pop("residual")
     else:
@@ -197,6 +200,7 @@ class Ops:
         norm: tuple[Tensor, float, str] | None = None,
         steering: Any = None,
         in_place: bool = False,
+        halves: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         weight, eps, order = norm or (None, 0.0, "hf")
         if residual.numel() == 0:
@@ -213,6 +217,7 @@ class Ops:
             eps=eps,
             steering=steering,
             in_place=in_place,
+            halves=halves,
             layouts=layouts,
             fp32_norm=order == "fp32",
         )
@@ -223,6 +228,8 @@ class Ops:
             residual.copy_(stream)
             if x is not None and normed is not None:
                 x.copy_(normed)
+            if halves:
+                x.copy_(result.emptied.reshape(residual.shape))
         return stream, normed
 
     def add_rms_norm(self, x, residual, weight, eps, norm_order="hf"):
@@ -248,6 +255,9 @@ class Ops:
 
     def steer_(self, stream, steering):
         self._run(stream, None, None, steering, in_place=True)
+
+    def steer_halves_(self, x, residual, steering):
+        self._run(residual, x, None, steering, in_place=True, halves=True)
 
 
 def _results(calls: Sequence[Call], content: bytes, launched: str) -> list[Result]:
@@ -275,7 +285,9 @@ def _results(calls: Sequence[Call], content: bytes, launched: str) -> list[Resul
             dtype = each.weight_dtype if name == "normed" else each.dtype
             rows = torch.frombuffer(bytearray(take(take_count())), dtype=dtype)
             outputs[name] = rows.reshape(each.rows, -1)
-        results.append(Result(outputs["stream"], outputs.get("normed"), its_launches))
+        results.append(Result(
+                outputs["stream"], outputs.get("normed"), outputs.get("emptied"), its_launches
+            ))
     return results
 
 

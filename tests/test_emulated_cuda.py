@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steerfast import testing
+from steerfast import reference, testing
 
 
 def beside(name: str):
@@ -263,6 +263,27 @@ def test_layout_does_not_matter(driver, dtype: torch.dtype, width: int, in_place
     for got, wanted in zip(results[: len(calls)], results[len(calls) :], strict=True):
         assert same(got.stream, wanted.stream)
         assert same(got.normed, wanted.normed)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("width", [64, 33, 1032, 8200])
+@pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
+def test_halves(driver, dtype: torch.dtype, width: int, reads: bool) -> None:
+    """In registers, in shared memory, by rereading: steered rows become (0, stream), others keep both halves."""
+    case = case_of(dtype, width, 5)
+    steering = case.steering if reads else without_reads(case.steering)
+    whole, halves = driver.run(
+        [
+            call_of(case, weight=None, steering=steering),
+            call_of(case, weight=None, steering=steering, in_place=True, halves=True),
+        ],
+        **FEW,
+    )
+    active = reference.active_rows(steering)
+    assert same(halves.stream[active], whole.stream[active])
+    assert not halves.emptied[active].any()
+    assert same(halves.stream[~active], case.residual[~active])
+    assert same(halves.emptied[~active], case.x[~active])
 
 
 @pytest.mark.parametrize("width", [64, 33])

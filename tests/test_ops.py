@@ -186,6 +186,29 @@ def test_in_place_equals_functional(backend):
         assert torch.equal(x, wanted[1])
 
 
+def test_halves_become_a_stream_only_where_they_are_steered(backend):
+    """The engine's own norm adds both halves: (0, stream) is exact, and other rows are nobody's business."""
+    for case in CASES.values():
+        x, residual = case.x.clone(), case.residual.clone()
+        backend.steer_halves_(x, residual, case.steering)
+        active = reference.active_rows(case.steering).reshape(*x.shape[:-1], 1).expand_as(x)
+        stream = backend.steer_add(case.x, case.residual, case.steering)
+        assert torch.equal(residual[active], stream[active])
+        assert not x[active].any()
+        for after, before in ((x, case.x), (residual, case.residual)):
+            bits = torch.int32 if x.dtype is torch.float32 else torch.int16
+            assert torch.equal(after[~active].view(bits), before[~active].view(bits))
+
+
+def test_halves_want_rows_of_their_own():
+    case = next(testing.cases([torch.float32], widths=[63], rows=[5]))
+    shared = case.h[:1].expand(5, 63)
+    with pytest.raises(ValueError, match="not overlapping"):
+        ops.steer_halves_(shared, case.h.clone(), case.steering)
+    with pytest.raises(ValueError, match="both must be"):
+        ops.steer_halves_(case.x[:3], case.h.clone(), case.steering)
+
+
 def test_in_place_wants_rows_of_their_own():
     case = next(testing.cases([torch.float32], widths=[63], rows=[5]))
     shared = case.h[:1].expand(5, 63)
@@ -322,6 +345,7 @@ def test_opcheck(name):
         "steer_add": (x, residual, *steering),
         "steer": (residual, *steering),
         "steer_": (residual, *steering),
+        "steer_halves_": (x, residual, *steering),
     }[name]
     torch.library.opcheck(getattr(torch.ops.steerfast, name).default, arguments)
 

@@ -31,6 +31,7 @@ void some_rows(const SteerParams& p, int64_t n, const Record* record) {
     gain[row] = record ? p.row_gain[n + row] : 0.f;
   }
   if (!record) {
+    if (p.emptied) return;
     write_h(rows, p.width, squares);
   } else if (record->read_count > 0 || static_cast<Finish>(record->finish) != Finish::kNone) {
     write_reading(p, *record, rows, gain, squares);
@@ -43,6 +44,10 @@ void some_rows(const SteerParams& p, int64_t n, const Record* record) {
     } else {
       write_sum<false>(rows, delta, gain, p.width, squares);
     }
+  }
+  if (p.emptied) {
+    for (int row = 0; row < kRows; ++row)
+      std::memset(static_cast<T*>(p.emptied) + (n + row) * p.x_stride, 0, p.width * sizeof(T));
   }
   if (!p.normed) return;
   W* normed[kRows];

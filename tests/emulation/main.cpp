@@ -27,7 +27,7 @@ extern "C" const char* __ubsan_default_options() { return "print_stacktrace=1"; 
 
 namespace {
 
-const std::vector<std::string> kOutputs = {"stream", "normed"};
+const std::vector<std::string> kOutputs = {"stream", "normed", "emptied"};
 
 // A new field of SteerParams takes a line here, and its value in tests/emulated.py.
 steerfast::SteerParams params_of(emulation::Call& call) {
@@ -37,6 +37,7 @@ steerfast::SteerParams params_of(emulation::Call& call) {
   call.array("stream", p.stream);
   call.array("weight", p.weight);
   call.array("normed", p.normed);
+  call.array("emptied", p.emptied);
   call.scalar("rows", p.rows);
   call.scalar("width", p.width);
   call.scalar("x_stride", p.x_stride);
