@@ -200,7 +200,7 @@ class Staging:
     """
 
     def __init__(self, target: Tensor, event: Callable[[], torch.cuda.Event] | None = None) -> None:
-        self._target = target
+        self.target = target
         self._ring: list[tuple[Tensor, torch.cuda.Event]] = []
         if target.device.type != "cpu" or event is not None:
             make: Callable[[], torch.cuda.Event] = torch.cuda.Event if event is None else event
@@ -213,12 +213,12 @@ class Staging:
     def send(self, write: Callable[[NDArray[np.int32]], object]) -> None:
         """Let ``write`` fill a buffer, and enqueue its copy on the current stream."""
         if not self._ring:
-            write(self._target.numpy())
+            write(self.target.numpy())
             return
         buffer, event = self._ring[self._sent % len(self._ring)]
         if self._sent >= len(self._ring):
             event.synchronize()
         write(buffer.numpy())
-        self._target.copy_(buffer, non_blocking=True)
+        self.target.copy_(buffer, non_blocking=True)
         event.record()
         self._sent += 1

@@ -102,6 +102,23 @@ class PackedRequests:
             if request.entry is not None:
                 self.routing.table.release(request.entry)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._live
+
+    def take_seat(self, name: str) -> int:
+        """The seat of a live request, for an engine that makes its routes itself."""
+        with self._lock, self._on_stream():
+            return self._seat(name, 0)
+
+    def itinerary_of(self, name: str) -> Itinerary:
+        """What a request that has a seat meets at which position."""
+        return self._seated[self._seat_of[name]]
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether any live plan has a schedule."""
+        return any(one.entry is not None and one.entry.plan.schedule for one in self._live.values())
+
     def names(self) -> list[str]:
         """The live requests."""
         return list(self._live)

@@ -1,7 +1,28 @@
-"""Many requests, each with a plan of its own: continuous batching made simple."""
+"""Steering where many are served: continuous batching made simple, and a plugin for vLLM."""
 
 from __future__ import annotations
 
-from steerfast.serving.batch import Completion, Request, generate_batch
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Completion", "Request", "generate_batch"]
+if TYPE_CHECKING:
+    from steerfast.serving.batch import Completion, Request, generate_batch
+    from steerfast.serving.client import armed, openai_args
+
+_LAZY = {
+    "Completion": "batch",
+    "Request": "batch",
+    "generate_batch": "batch",
+    "armed": "client",
+    "openai_args": "client",
+}
+
+__all__ = ["Completion", "Request", "armed", "generate_batch", "openai_args"]
+
+
+def __getattr__(name: str) -> Any:
+    """On first use, so that the plugin's entry point, which stands below, imports nothing that could fail."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'steerfast.serving' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"steerfast.serving.{_LAZY[name]}"), name)

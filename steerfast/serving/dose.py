@@ -1,0 +1,68 @@
+"""Dose: how much a plan adds at each site, in units of the stream's typical norm there.
+
+    dose(site) = max over phases of ( |delta| / s + sum |c| of add_relative + sum |t| / s of clamps )  *  max |gain|
+
+with s the median stream norm of the site's layer, from the plan's own vectors. A plan that adds more than the stream holds
+drowns it: the model still answers, fluently or not, but hardly because of its prompt.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from steerfast.lowering import Lowered
+from steerfast.plan import Plan
+from steerfast.sites import site_index, site_name
+from steerfast.term import Term
+
+_TARGETS = ("clamp", "floor", "ceiling", "feature_clamp")
+
+
+def dose(plan: Plan, lowered: Lowered) -> tuple[float, str]:
+    """(the greatest dose, at which site). Sites whose stream norm no vector of the plan carries are left out; (0, "") if
+    that is all of them. Ablations, reflections and rotations do not count: they move h by no more than its own size."""
+    norms = _stream_norms(plan)
+    gain = max((abs(gain) for _, gain in plan.schedule.points), default=1.0) if plan.schedule else 1.0
+    worst = (0.0, "")
+    for phase in lowered.phases:
+        for site, steering in phase.sites.items():
+            norm = norms.get(_layer(site))
+            if norm is None:
+                continue
+            added = _reading(plan, site, norm)
+            if steering.delta is not None:
+                added += float(torch.linalg.vector_norm(steering.delta.double())) / norm
+            worst = max(worst, (added * gain, site_name(site)))
+    return worst
+
+
+def _layer(site: int) -> int:
+    """The layer whose output the site's stream resembles; ``resid_pre`` of layer 0 has none: -1."""
+    return (site - 1) // 2 if site else -1
+
+
+def _stream_norms(plan: Plan) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for term in plan.terms:
+        found |= term.vector.stream_norms
+    return found
+
+
+def _reading(plan: Plan, site: int, norm: float) -> float:
+    """What relative and clamping terms may add there; phases aside, so an upper bound."""
+    return sum(
+        _share(term, norm)
+        for term in plan.terms
+        for layer in term.steered_layers
+        if site_index(term.site, layer) == site
+    )
+
+
+def _share(term: Term, norm: float) -> float:
+    if term.operator == "add_relative":
+        return abs(term.coefficient)
+    if term.operator == "signed":
+        return abs(term.coefficient) / norm
+    if term.operator in _TARGETS:
+        return abs(term.target or 0.0) / norm
+    return 0.0

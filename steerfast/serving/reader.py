@@ -1,0 +1,181 @@
+"""Reader: what a request says, to a plan that is known to run, or the reason why not.
+
+Everything that can be wrong with a plan is found here, in the front end, where it costs one client an answer;
+in a worker it would cost all clients the server.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from steerfast.io.plans import plan_from_json
+from steerfast.io.vectors import vector_from_json
+from steerfast.plan import Plan
+from steerfast.serving.catalogue import Catalogue
+from steerfast.serving.dose import dose
+from steerfast.serving.settings import Settings
+from steerfast.serving.wire import Cost, Prepared, prepare
+from steerfast.vector import SteeringVector
+
+logger = logging.getLogger("steerfast")
+_REMEMBERED = 1024
+_VECTORS = ("vector", "read", "second", "key")
+
+
+class PlanReader:
+    """Reads plans for a model of ``num_layers`` layers of width ``hidden_size``; safe to use from several threads.
+
+    conditions: whether the engine can decide a plan's condition.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        num_layers: int,
+        hidden_size: int,
+        *,
+        conditions: bool = True,
+        catalogue: Catalogue | None = None,
+    ) -> None:
+        self.settings, self.num_layers, self.hidden_size = settings, num_layers, hidden_size
+        self.conditions = conditions
+        self.catalogue = catalogue or Catalogue(settings.vectors, settings.max_vectors)
+        self._remembered: OrderedDict[tuple[str, int], Prepared | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, value: object) -> Prepared | None:
+        """The plan of a request's field: JSON text or a dict in the plan schema, a plan's registered name, or a Plan.
+        None for a plan that never acts. ValueError, with the reason, for anything else."""
+        if value is None:
+            return None
+        if isinstance(value, Plan):
+            return self._checked(value)
+        text = self._text(value)
+        self.catalogue.refresh()
+        key = (text, self.catalogue.version)
+        with self._lock:
+            if key in self._remembered:
+                self._remembered.move_to_end(key)
+                return self._remembered[key]
+        prepared = self._checked(self._plan(text))
+        with self._lock:
+            self._remembered[key] = prepared
+            while len(self._remembered) > _REMEMBERED:
+                self._remembered.popitem(last=False)
+        return prepared
+
+    def _text(self, value: object) -> str:
+        if isinstance(value, Mapping):
+            try:
+                value = json.dumps(value)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ValueError(f"a plan given as a dict holds what JSON cannot: {error}") from error
+        if not isinstance(value, str):
+            raise ValueError(
+                f"a plan is JSON text, or the name of a registered plan; got {type(value).__name__}"
+            )
+        size = len(value.encode("utf-8", "surrogatepass"))
+        if size > self.settings.max_plan_bytes:
+            raise ValueError(
+                f"the plan has {size} bytes; this server takes up to {self.settings.max_plan_bytes} "
+                "(STEERFAST_MAX_PLAN_BYTES): register its vectors and name them"
+            )
+        return value
+
+    def _plan(self, text: str) -> Plan:
+        if not text.lstrip().startswith("{"):
+            return self.catalogue.plan(text.strip())
+        try:
+            if not self.settings.inline:
+                _refuse_inline(json.loads(text))
+            return plan_from_json(text, self.catalogue.vector)
+        except ValueError:
+            raise
+        except RecursionError:
+            raise ValueError("the plan is nested too deeply") from None
+        except Exception as error:  # whatever a client sends must end as its own error
+            logger.warning("a plan could not be read: %r", error)
+            raise ValueError(f"the plan cannot be read: {error!r}") from error
+
+    def _checked(self, plan: Plan) -> Prepared | None:
+        settings = self.settings
+        if len(plan.terms) > settings.max_terms:
+            raise ValueError(
+                f"terms: the plan has {len(plan.terms)}; this server takes up to {settings.max_terms}"
+            )
+        names = ", ".join(sorted({term.vector.name for term in plan.terms}))
+        if plan.hidden_size != self.hidden_size:
+            raise ValueError(
+                f"vector: {names} has hidden size {plan.hidden_size}, but this model has {self.hidden_size}; extract "
+                "it from this model"
+            )
+        if plan.layers[-1] >= self.num_layers:
+            raise ValueError(
+                f"layers: the plan names layer {plan.layers[-1]}; this model has layers 0..{self.num_layers - 1}"
+            )
+        if plan.condition is not None and not self.conditions:
+            raise ValueError(
+                "condition: this engine cannot decide conditions; leave it out, or use a gate on the terms"
+            )
+        prepared = prepare(plan)
+        if prepared is None:
+            return None
+        room = Cost(settings.slots, settings.rows, settings.programs)
+        for name, need, there in zip(Cost._fields, prepared.cost, room, strict=True):
+            if need > there:
+                raise ValueError(
+                    f"terms: the plan needs {need} {name}, and the whole engine has {there} (STEERFAST_{name.upper()})"
+                )
+        self._guard(prepared)
+        return prepared
+
+    def _guard(self, prepared: Prepared) -> None:
+        amount, site = dose(prepared.plan, prepared.lowered)
+        if not math.isfinite(amount) or amount > self.settings.dose_refuse:
+            raise ValueError(
+                f"coefficient: the plan adds {amount:.3g} times the stream's typical norm at {site}; this server "
+                f"takes up to {self.settings.dose_refuse:g} (STEERFAST_DOSE_REFUSE)"
+            )
+        if amount > self.settings.dose_warn:
+            logger.warning(
+                "plan %s adds %.3g times the stream's typical norm at %s",
+                prepared.plan.digest[:8],
+                amount,
+                site,
+            )
+
+
+def read_vector(text: str | bytes, name: str) -> SteeringVector:
+    """A vector from JSON (its inline form), under a name; ValueError for anything else."""
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(f"a vector is a JSON object, got {type(data).__name__}")
+        return vector_from_json({**data, "name": name})
+    except RecursionError:
+        raise ValueError("the vector is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"a vector is JSON text: {error}") from error
+
+
+def _refuse_inline(data: Any) -> None:
+    """ValueError for a vector given by value."""
+    pending = [data]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, list):
+            pending += one
+        elif isinstance(one, dict):
+            for name in _VECTORS:
+                if isinstance(one.get(name), dict):
+                    raise ValueError(
+                        f"{name}: vectors inside a request are off on this server (STEERFAST_INLINE); register it and "
+                        "give its name"
+                    )
+            pending += one.values()

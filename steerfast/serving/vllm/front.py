@@ -1,0 +1,133 @@
+"""The front end: every plan is read, checked and put on the wire before its request reaches the engine.
+
+A bad plan is refused twice over: when sampling parameters are made (early enough for a streaming request to get a real 400),
+and again for the engine that will run it, which knows the prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import Any
+
+from steerfast.serving import metrics
+from steerfast.serving.reader import PlanReader
+from steerfast.serving.vllm.arming import is_on, obstacle, settings_of
+from steerfast.serving.vllm.patching import wrap
+from steerfast.serving.wire import FIELD, KEYS, WIRE, Prepared, to_wire
+
+logger = logging.getLogger("steerfast")
+PARAMETER = f"vllm_xargs.{FIELD}"
+# Of every engine that this process is the front end of. Where there is one, its model is known in advance.
+_readers: weakref.WeakSet[Front] = weakref.WeakSet()
+
+
+class Front:
+    """The reader of one engine's plans, or why it has none."""
+
+    def __init__(self, config: Any) -> None:
+        self.reason = obstacle(config)
+        if self.reason is None and not is_on(config):
+            self.reason = "its configuration was made without the plugin"
+        if self.reason is None:
+            text = config.model_config.hf_text_config
+            # The pipeline keeps what conditions decide on one stage only.
+            alone = config.parallel_config.pipeline_parallel_size == 1
+            self.reader = PlanReader(
+                settings_of(config),
+                text.num_hidden_layers,
+                text.hidden_size,
+                conditions=alone and False,
+            )
+        _readers.add(self)
+
+    def read(self, value: object) -> Prepared | None:
+        """The plan; ValueError for a bad one, or where nothing can be steered."""
+        if value is None:
+            return None
+        if self.reason is not None:
+            raise ValueError(f"this engine cannot steer: {self.reason}")
+        return self.reader.read(value)
+
+
+def fronts() -> list[Front]:
+    """Those of this process, for the endpoints."""
+    return list(_readers)
+
+
+def install() -> None:
+    """Wrap what makes sampling parameters, and what turns a prompt and them into a request."""
+    wrap("vllm.sampling_params:SamplingParams", "_verify_args", _verify)
+    processor = "vllm.v1.engine.input_processor:InputProcessor"
+    wrap(processor, "__init__", _make_front)
+    wrap(processor, "process_inputs", _process)
+    for kind in ("chat_completion", "completion"):
+        module = f"vllm.entrypoints.openai.{kind}.protocol"
+        name = "ChatCompletionRequest" if kind == "chat_completion" else "CompletionRequest"
+        wrap(f"{module}:{name}", "to_beam_search_params", _refuse_beams)
+
+
+def _refuse(error: ValueError, value: object) -> Exception:
+    from vllm.exceptions import VLLMValidationError
+
+    metrics.REFUSED.inc()
+    logger.info("steerfast: refused a plan (%.80r): %s", value, error)
+    return VLLMValidationError(str(error), parameter=PARAMETER)
+
+
+def _verify(original: Any, params: Any) -> None:
+    original(params)
+    extra = params.extra_args
+    if not extra:
+        return
+    for key in extra:
+        if str(key).lower().replace("-", "_").startswith(FIELD) and key not in (FIELD, WIRE):
+            raise _refuse(ValueError(f"unknown field {key!r}; a plan goes into {FIELD!r}"), key)
+    wire = extra.get(WIRE)
+    if wire is not None and not (isinstance(wire, dict) and wire.keys() == KEYS):
+        raise _refuse(ValueError(f"{WIRE} is not for clients; a plan goes into {FIELD!r}"), wire)
+    value = extra.get(FIELD)
+    if value is not None and len(_readers) == 1:
+        try:
+            next(iter(_readers)).read(value)
+        except ValueError as error:
+            raise _refuse(error, value) from error
+
+
+def _make_front(original: Any, processor: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    processor.steerfast = Front(vllm_config)
+    original(processor, vllm_config, *args, **kwargs)
+
+
+def _process(original: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
+    """The request, its plan on the wire. Its parameters are a copy; their extra arguments may be the client's own dict."""
+    request = original(processor, *args, **kwargs)
+    params = request.sampling_params
+    extra = params.extra_args if params is not None else None
+    if not extra or FIELD not in extra:
+        return request
+    params.extra_args = {key: value for key, value in extra.items() if key not in (FIELD, WIRE)}
+    try:
+        prepared = processor.steerfast.read(extra[FIELD])
+        if prepared is None:
+            return request
+        if request.resumable:
+            raise ValueError("a session whose prompt goes on arriving cannot be steered")
+        tokens = request.prompt_token_ids if request.prompt_embeds is None else None
+        length = len(tokens) if tokens is not None else len(request.prompt_embeds)
+        params.extra_args[WIRE] = to_wire(prepared, length, tokens)
+    except ValueError as error:
+        raise _refuse(error, extra[FIELD]) from error
+    condition = prepared.plan.condition
+    if condition is not None and condition.averages:
+        params.skip_reading_prefix_cache = True
+    metrics.STEERED.inc()
+    return request
+
+
+def _refuse_beams(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    """Beam search makes new requests of its own, and would leave the plan behind."""
+    given = getattr(request, "vllm_xargs", None) or {}
+    if FIELD in given:
+        raise _refuse(ValueError("beam search cannot be steered here; sample instead"), "beams")
+    return original(request, *args, **kwargs)

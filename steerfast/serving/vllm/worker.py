@@ -1,0 +1,188 @@
+"""A worker's part: the table, who is live, and the route of every step."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerfast import __version__, backends
+from steerfast.errors import SteerfastError
+from steerfast.io.plans import plan_from_json
+from steerfast.models.packed import PackedRequests
+from steerfast.models.routing import Routing
+from steerfast.plan import Plan
+from steerfast.serving.settings import Settings
+from steerfast.serving.vllm.arming import is_on, settings_of
+from steerfast.serving.vllm.device_route import DeviceRoute
+from steerfast.serving.vllm.norms import find_llama, steer_norms
+from steerfast.serving.vllm.patching import wrap
+from steerfast.serving.vllm.rows import FixedRows
+from steerfast.serving.wire import WIRE
+from steerfast.table import Table
+
+_REMEMBERED = 256
+
+
+class Steering:
+    """What one worker steers its model by.
+
+    Nothing here depends on what a client says, but for plans that the front end has read, lowered and found room for. An
+    exception is therefore a fault of this code, and ends the engine rather than leave a request unsteered.
+    """
+
+    def __init__(self, model: Any, config: Any, device: torch.device) -> None:
+        self.settings: Settings = settings_of(config)
+        self.backend = _backend(device)
+        llama = find_llama(model)
+        settings, text = self.settings, config.model_config.hf_text_config
+        self.table = Table(
+            text.num_hidden_layers,
+            text.hidden_size,
+            slots=settings.slots,
+            bank_rows=settings.rows,
+            programs=settings.programs,
+            device=device,
+        )
+        scheduler = config.scheduler_config
+        most = max(scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
+        graphs = config.compilation_config.max_cudagraph_capture_size or 0
+        self.rows = FixedRows(max(most, graphs), device)
+        self.routing = Routing(self.table)
+        self.routing.buffers = self.rows
+        self.requests = PackedRequests(self.routing)
+        every = self.rows.at(self.rows.capacity)
+        steer_norms(llama, settings.mode, self.table, every.slot, every.gain)
+        self._plans: OrderedDict[str, Plan] = OrderedDict()
+        self.device_route: DeviceRoute | None = None
+        self._on_device: dict[str, int] = {}
+        self.steps, self.seconds = 0, 0.0
+
+    def admit(self, name: str, params: Any, prompt: Sequence[int] | None, length: int) -> None:
+        """A request that the scheduler has sent. Once more is harmless: preempted ones stay."""
+        if name in self.requests:
+            return
+        extra = None if params is None else params.extra_args
+        wire = extra.get(WIRE) if extra else None
+        if wire is None:
+            self.requests.admit(name, None, ())
+        else:
+            self.requests.admit(name, self._plan(wire), prompt or [-1] * length)
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Requests that have ended."""
+        for name in names:
+            self.requests.forget(name)
+            self._on_device.pop(name, None)
+
+    def route(self, names: Sequence[str], first: Sequence[int], count: Sequence[int]) -> None:
+        """Fill the rows of a step."""
+        begun = time.perf_counter()
+        self.requests.route(names, first, count, sum(count))
+        self.seconds += time.perf_counter() - begun
+        self.steps += 1
+
+    def seat_on_device(self, name: str) -> int:
+        """The seat of an admitted request, its itinerary on the device."""
+        if name in self._on_device:
+            return self._on_device[name]
+        seat = self.requests.take_seat(name)
+        if self.device_route is None:
+            self.device_route = DeviceRoute(self.table.device)
+        if seat >= self.device_route.seats:
+            self.device_route = self.device_route.grown(2 * self.device_route.seats)
+        self.device_route.set(seat, self.requests.itinerary_of(name))
+        self._on_device[name] = seat
+        return seat
+
+    def route_on_device(self, seats: Tensor, positions: Tensor) -> None:
+        """Fill the rows of a step from [N] int64 tensors; ``seat_on_device`` has been called for everybody in it."""
+        assert self.device_route is not None
+        begun = time.perf_counter()
+        rows = self.device_route.rows(seats, positions, self.requests.scheduled)
+        self.rows.put(rows)
+        self.seconds += time.perf_counter() - begun
+        self.steps += 1
+
+    def status(self) -> dict[str, Any]:
+        """For ``armed`` and ``/steerfast/health``."""
+        return {
+            "armed": True,
+            "version": __version__,
+            "mode": self.settings.mode,
+            "backend": self.backend,
+            "slots": self.settings.slots,
+            "slots_in_use": self.table.slots_in_use,
+            "rows": self.settings.rows,
+            "programs": self.settings.programs,
+            "requests": len(self.requests),
+            "steps": self.steps,
+            "route_seconds": self.seconds,
+        }
+
+    def _plan(self, wire: dict[str, Any]) -> Plan:
+        digest = wire["digest"]
+        if digest not in self._plans:
+            plan = plan_from_json(wire["plan"])
+            if plan.digest != digest:
+                raise SteerfastError(
+                    f"plan {digest[:8]} arrived as {plan.digest[:8]}: the front end and this worker differ"
+                )
+            self._plans[digest] = plan
+            while len(self._plans) > _REMEMBERED:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(digest)
+        return self._plans[digest]
+
+
+def _backend(device: torch.device) -> str:
+    """Which kernels run; SteerfastError on a GPU without compiled ones, where the reference would be slow and break graphs."""
+    there = {status.name: status for status in backends.statuses()}
+    own = there.get(device.type)
+    if own is not None and own.available:
+        return own.name
+    if device.type == "cpu":
+        return "reference"
+    raise SteerfastError(
+        f"there are no compiled kernels for {device.type} ({own.detail if own else 'unknown'}); build steerfast where nvcc "
+        "is, with STEERFAST_BUILD=cuda"
+    )
+
+
+def install() -> None:
+    """Arm the model of each runner once it is loaded, and let every worker tell."""
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    from steerfast.serving.vllm import runner_v1, runner_v2
+
+    WorkerBase.steerfast_status = _status
+    wrap("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "load_model", _load)
+    wrap("vllm.v1.worker.cpu_model_runner:CPUModelRunner", "load_model", _load)
+    runner_v1.install()
+    runner_v2.install()
+
+
+def _load(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    result = original(runner, *args, **kwargs)
+    arm(runner, runner.get_model(), runner.vllm_config, runner.device)
+    return result
+
+
+def arm(runner: Any, model: Any, config: Any, device: torch.device) -> None:
+    """Steer a runner's model, where the engine's front end expects it."""
+    if is_on(config) and getattr(runner, "steerfast", None) is None:
+        with torch.inference_mode(False):
+            runner.steerfast = Steering(model, config, device)
+
+
+def _status(worker: Any) -> dict[str, Any]:
+    """Stands in vLLM's workers, for ``collective_rpc``."""
+    steering = getattr(getattr(worker, "model_runner", None), "steerfast", None)
+    if steering is None:
+        return {"armed": False, "version": __version__, "reason": "its model was not armed"}
+    status: dict[str, Any] = steering.status()
+    return status

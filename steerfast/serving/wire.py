@@ -1,0 +1,137 @@
+"""Wire: a checked plan on its way from an engine's front end to its workers, with one request.
+
+The front end has done all that can fail; what arrives is plain data: the plan by value, what it costs, and
+which phase holds from which position of *this* request on.
+
+    digest      of the plan: equal plans share slots
+    plan        its JSON, with only the directions that it uses
+    cost        [slots, bank rows, programs], an upper bound that sharing only lowers
+    course      [[first position, phase], ...], -1: not steered
+    prompt      P, the prompt's length
+    moves       whether a row's steering depends on more than its phase: 0 no · 1 on t - P (a schedule) · 2 on P
+                itself (a condition, decided at the prompt's end)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from steerfast.condition import Condition
+from steerfast.io.plans import plan_to_json
+from steerfast.itinerary import NEVER
+from steerfast.lowering import Lowered, Origin, lower
+from steerfast.packing import pack
+from steerfast.plan import Plan
+from steerfast.selectors import final_token
+from steerfast.term import Term
+from steerfast.vector import SteeringVector
+
+FIELD = "steerfast"  # of a request's extra arguments
+WIRE = "steerfast.wire"  # what the front end puts in its place
+KEYS = frozenset({"digest", "plan", "cost", "course", "prompt", "moves"})
+STILL, WITH_PROMPT_END, WITH_PROMPT = range(3)
+
+
+class Cost(NamedTuple):
+    """What a plan takes of a table, by itself."""
+
+    slots: int
+    rows: int
+    programs: int
+
+
+class Prepared(NamedTuple):
+    """A plan, checked and lowered once, for any number of requests."""
+
+    plan: Plan
+    lowered: Lowered
+    cost: Cost
+    text: str
+
+
+def prepare(plan: Plan) -> Prepared | None:
+    """A plan ready for requests; None where nothing of it ever acts. ValueError for one that cannot be lowered."""
+    lowered = lower(plan)
+    packed = pack(plan, lowered.phases)
+    if not any(phase.sites for phase in lowered.phases):
+        return None
+    cost = Cost(packed.slots, len(set(packed.directions)), len(set(packed.programs)))
+    return Prepared(plan, lowered, cost, plan_to_json(_slim(plan)))
+
+
+def to_wire(prepared: Prepared, length: int, prompt: Sequence[int] | None) -> dict[str, Any]:
+    """The wire form for a request with a prompt of ``length`` tokens.
+
+    ValueError where the plan acts after a sequence that the prompt does not contain, or whose tokens are not known.
+    """
+    places: dict[Origin, int] = {"start": 0, "prompt_end": length}
+    for sequence in prepared.lowered.sequences:
+        if prompt is None:
+            raise ValueError(
+                "the plan acts after a token sequence, but this prompt comes as embeddings, without tokens"
+            )
+        places[sequence] = final_token(prompt, sequence)
+    acts = [bool(phase.sites) for phase in prepared.lowered.phases]
+    course = [
+        [at, phase if phase >= 0 and acts[phase] else -1]
+        for at, phase in prepared.lowered.course(places)
+        if at < NEVER
+    ]
+    plan = prepared.plan
+    moves = WITH_PROMPT_END if plan.schedule else STILL
+    return {
+        "digest": plan.digest,
+        "plan": prepared.text,
+        "cost": list(prepared.cost),
+        "course": course,
+        "prompt": length,
+        "moves": WITH_PROMPT if plan.condition else moves,
+    }
+
+
+def block_key(wire: dict[str, Any], start: int, stop: int) -> str | None:
+    """What tells a KV-cache block of positions start..stop-1 from the same tokens' unsteered one; None: nothing.
+
+    Blocks are chained, so a key has to say only what happens *within* the block. Where a plan has not begun to act,
+    its blocks are those of everybody; two requests share a steered block if the same phases of the same plan cover the same
+    positions of it (and, where gains follow a schedule, at the same distance from the prompt's end).
+    """
+    course = wire["course"]
+    parts = []
+    for index, (at, phase) in enumerate(course):
+        end = course[index + 1][0] if index + 1 < len(course) else stop
+        if at < stop and end > start:
+            parts.append((max(at, start) - start, phase))
+    if all(phase < 0 for _, phase in parts):
+        return None
+    moves = (None, start - wire["prompt"], wire["prompt"])[wire["moves"]]
+    content = repr((wire["digest"], parts, moves))
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _slim(plan: Plan) -> Plan:
+    """The same plan with the directions and norms that it uses; its digest stays."""
+
+    def vector(
+        one: SteeringVector | None, layers: Sequence[int], norms: bool
+    ) -> SteeringVector | None:
+        if one is None:
+            return None
+        kept = {layer: one.directions[layer] for layer in layers}
+        return SteeringVector(one.name, kept, one.stream_norms if norms else {})
+
+    def term(one: Term) -> Term:
+        layers, norms = one.steered_layers, one.scale == "stream"
+        gate = one.gate and replace(one.gate, key=vector(one.gate.key, layers, False))
+        names = ("vector", "read", "second")
+        parts = {name: vector(getattr(one, name), layers, norms) for name in names}
+        return replace(one, gate=gate, **parts)
+
+    condition = plan.condition
+    if condition is not None:
+        tests = [replace(test, key=vector(test.key, [test.layer], False)) for test in condition.tests]  # type: ignore[arg-type]
+        condition = Condition(tuple(tests), condition.require)
+    return replace(plan, terms=tuple(term(one) for one in plan.terms), condition=condition)
