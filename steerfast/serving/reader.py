@@ -70,6 +70,10 @@ class PlanReader:
                 self._remembered.popitem(last=False)
         return prepared
 
+    def check(self, plan: Plan) -> None:
+        """ValueError for a plan that could not run here."""
+        self._checked(plan)
+
     def _text(self, value: object) -> str:
         if isinstance(value, Mapping):
             try:
