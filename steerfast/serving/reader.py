@@ -99,6 +99,8 @@ class PlanReader:
             if not self.settings.inline:
                 _refuse_inline(json.loads(text))
             return plan_from_json(text, self.catalogue.vector)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a plan is JSON, but this text is not: {error}") from error
         except ValueError:
             raise
         except RecursionError:

@@ -31,7 +31,6 @@ from steerfast.vector import SteeringVector
 
 FIELD = "steerfast"  # of a request's extra arguments
 WIRE = "steerfast.wire"  # what the front end puts in its place
-KEYS = frozenset({"digest", "plan", "cost", "course", "prompt", "moves"})
 STILL, WITH_PROMPT_END, WITH_PROMPT = range(3)
 
 

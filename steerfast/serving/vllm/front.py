@@ -7,6 +7,7 @@ and again for the engine that will run it, which knows the prompt.
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from typing import Any
 
@@ -14,12 +15,11 @@ from steerfast.serving import metrics
 from steerfast.serving.reader import PlanReader
 from steerfast.serving.vllm.arming import is_on, obstacle, settings_of
 from steerfast.serving.vllm.patching import wrap
-from steerfast.serving.wire import FIELD, KEYS, WIRE, Prepared, to_wire
+from steerfast.serving.wire import FIELD, WIRE, Prepared, to_wire
 
 logger = logging.getLogger("steerfast")
 PARAMETER = f"vllm_xargs.{FIELD}"
-# Of every engine that this process is the front end of. Where there is one, its model is known in advance.
-_readers: weakref.WeakSet[Front] = weakref.WeakSet()
+_every: weakref.WeakSet[Front] = weakref.WeakSet()
 
 
 class Front:
@@ -39,7 +39,8 @@ class Front:
                 text.hidden_size,
                 conditions=alone and False,
             )
-        _readers.add(self)
+        self.process = os.getpid()
+        _every.add(self)
 
     def read(self, value: object) -> Prepared | None:
         """The plan; ValueError for a bad one, or where nothing can be steered."""
@@ -51,8 +52,8 @@ class Front:
 
 
 def fronts() -> list[Front]:
-    """Those of this process, for the endpoints."""
-    return list(_readers)
+    """Of every engine that this process is the front end of; an engine forked from it is none."""
+    return [front for front in _every if front.process == os.getpid()]
 
 
 def install() -> None:
@@ -83,13 +84,13 @@ def _verify(original: Any, params: Any) -> None:
     for key in extra:
         if str(key).lower().replace("-", "_").startswith(FIELD) and key not in (FIELD, WIRE):
             raise _refuse(ValueError(f"unknown field {key!r}; a plan goes into {FIELD!r}"), key)
-    wire = extra.get(WIRE)
-    if wire is not None and not (isinstance(wire, dict) and wire.keys() == KEYS):
-        raise _refuse(ValueError(f"{WIRE} is not for clients; a plan goes into {FIELD!r}"), wire)
+    here = fronts()
+    if here and WIRE in extra:  # elsewhere it is what a front end has put there
+        raise _refuse(ValueError(f"{WIRE} is not for clients; a plan goes into {FIELD!r}"), WIRE)
     value = extra.get(FIELD)
-    if value is not None and len(_readers) == 1:
+    if value is not None and len(here) == 1:  # whose model is known before its prompt is
         try:
-            next(iter(_readers)).read(value)
+            here[0].read(value)
         except ValueError as error:
             raise _refuse(error, value) from error
 
@@ -104,10 +105,12 @@ def _process(original: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
     request = original(processor, *args, **kwargs)
     params = request.sampling_params
     extra = params.extra_args if params is not None else None
-    if not extra or FIELD not in extra:
+    if not extra or not extra.keys() & {FIELD, WIRE}:
         return request
     params.extra_args = {key: value for key, value in extra.items() if key not in (FIELD, WIRE)}
     try:
+        if WIRE in extra:
+            raise ValueError(f"{WIRE} is not for clients; a plan goes into {FIELD!r}")
         prepared = processor.steerfast.read(extra[FIELD])
         if prepared is None:
             return request
@@ -117,7 +120,7 @@ def _process(original: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
         length = len(tokens) if tokens is not None else len(request.prompt_embeds)
         params.extra_args[WIRE] = to_wire(prepared, length, tokens)
     except ValueError as error:
-        raise _refuse(error, extra[FIELD]) from error
+        raise _refuse(error, extra.get(FIELD)) from error
     condition = prepared.plan.condition
     if condition is not None and condition.averages:
         params.skip_reading_prefix_cache = True

@@ -1,0 +1,62 @@
+"""What an engine with the plugin gives to those who ask for no steering, against one without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+HERE = Path(__file__).parent
+
+
+def ask(folder, eager: bool, **environment: str):
+    """The answers of an engine in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "ask.py"), str(folder), str(int(eager))],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_idle_engines_answer_as_stock_ones(folder, eager):
+    """exact: to the bit. fused: the same tokens, and logarithms of probabilities to 1e-4."""
+    stock = ask(folder, eager, VLLM_PLUGINS="")
+    exact = ask(folder, eager, STEERFAST_MODE="exact")
+    fused = ask(folder, eager, STEERFAST_MODE="fused")
+    assert len(stock) == 5
+    assert exact == stock
+    for one, other in zip(fused, stock, strict=True):
+        assert one["tokens"] == other["tokens"]
+        for here, there in zip(one["logprobs"], other["logprobs"], strict=True):
+            for token in here.keys() & there.keys():
+                assert abs(here[token][1] - there[token][1]) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_residual_is_vllms_own(dtype):
+    """Bitwise, given equal inputs; and the norm as close as its rounding order allows."""
+    from vllm import ir
+
+    from steerfast import ops
+
+    x, residual = (torch.randn(37, 256).to(dtype) for _ in range(2))
+    weight = torch.randn(256).to(dtype)
+    native = ir.ops.fused_add_rms_norm.impls["native"].impl_fn
+    normed, stream = native(x.clone(), residual.clone(), weight, 1e-5)
+    ours, halves = x.clone(), residual.clone()
+    ops.add_rms_norm_(ours, halves, weight, 1e-5, "fp32")
+    assert torch.equal(halves, stream)
+    unit = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-9}[dtype]
+    assert_close(ours, normed, rtol=unit, atol=1e-5)

@@ -1,0 +1,74 @@
+"""Every way to run an engine gives transformers' tokens, with the same plans, alone and in a batch of all."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from engines import PLANS, answers, engine, prompt, sampling, tokens
+
+from steerfast.serving import armed
+
+NGRAM = {
+    "method": "ngram",
+    "num_speculative_tokens": 3,
+    "prompt_lookup_max": 3,
+    "prompt_lookup_min": 1,
+}
+# name: (environment, options of the engine)
+ENGINES = {
+    "eager": ({}, {}),
+    "exact": ({"STEERFAST_MODE": "exact"}, {}),
+    "chunked": ({}, {"max_num_batched_tokens": 64}),
+    "chunked-exact": ({"STEERFAST_MODE": "exact"}, {"max_num_batched_tokens": 64}),
+    "memory": ({}, {"num_gpu_blocks_override": 17, "disable_log_stats": False}),
+    "compiled": ({}, {"enforce_eager": False}),
+    "compiled-exact": ({"STEERFAST_MODE": "exact"}, {"enforce_eager": False}),
+    "ngram": ({}, {"speculative_config": NGRAM}),
+    "draft": ({}, {"speculative_config": {"method": "draft_model", "num_speculative_tokens": 3}}),
+    "two-ranks": ({"VLLM_CPU_OMP_THREADS_BIND": "0|1"}, {"tensor_parallel_size": 2}),
+    # Compiled: without a profiling run vLLM has no room for what a stage hands on.
+    "two-stages": (
+        {"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+        {"pipeline_parallel_size": 2, "enforce_eager": False},
+    ),
+}
+# Preempted requests are computed anew: enough of them, and long enough, to run out of 17 blocks.
+COUNT = {"memory": 40}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_tokens(name, folder, oracle, monkeypatch):
+    environment, options = ENGINES[name]
+    if name.startswith("two") and (os.cpu_count() or 1) < 2:
+        pytest.skip("two ranks want two cores")
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    if name == "draft":  # the model drafts for itself, unsteered
+        options["speculative_config"]["model"] = str(folder)
+    count = COUNT.get(name, 12)
+    ids = prompt()
+    wanted = {key: oracle.tokens(ids, plan, count) for key, plan in PLANS.items()}
+    assert len({tuple(each) for each in wanted.values()}) == len(PLANS)  # every plan shows
+    with engine(folder, **options) as llm:
+        status = armed(llm)
+        assert status
+        assert status["mode"] == environment.get("STEERFAST_MODE", "fused")
+        assert status["workers"] == (2 if name.startswith("two") else 1)
+        for key, plan in PLANS.items():
+            [alone] = answers(llm, [ids], [sampling(plan, count)])
+            assert tokens(alone) == wanted[key], f"{key}, alone"
+        # Together, each at a length of its own, so that rows of a step are in all phases at once.
+        prompts = [ids[: len(ids) - 7 * place] for place in range(len(PLANS))]
+        batch = answers(llm, prompts, [sampling(plan, count) for plan in PLANS.values()])
+        for (key, plan), each, out in zip(PLANS.items(), prompts, batch, strict=True):
+            assert tokens(out) == oracle.tokens(each, plan, count), f"{key}, together"
+        [again] = answers(llm, [ids], [sampling(None, count)])
+        assert tokens(again) == wanted["unsteered"]
+        assert armed(llm)["slots_in_use"] == 0
+        if name == "memory":
+            assert preemptions(llm) > 0
+
+
+def preemptions(llm) -> float:
+    return sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")

@@ -1,0 +1,132 @@
+"""What goes over the wire with a request, and the keys that tell its cache blocks apart."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+from random_plans import MARK
+from random_plans import plan as random_plan
+
+import steerfast as sf
+from steerfast.io.plans import plan_from_json
+from steerfast.lowering import lower
+from steerfast.serving.wire import block_key, prepare, to_wire
+
+V = sf.SteeringVector("v", {layer: torch.randn(8) for layer in range(4)}, {1: 2.0})
+BLOCK = 8
+
+
+def wire_of(plan, prompt):
+    return to_wire(prepare(plan), len(prompt), prompt)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_plan_arrives_as_it_was(seed):
+    """With only the directions that it uses, by the same digest, in plain JSON."""
+    chance = random.Random(seed)
+    plan = prepared = None
+    while prepared is None:
+        plan = random_plan(chance, [3, *MARK, 4, 5])
+        prepared = plan and prepare(plan)
+    arrived = plan_from_json(prepared.text)
+    assert arrived.digest == plan.digest
+    for one, other in zip(lower(arrived).phases, lower(plan).phases, strict=True):
+        assert one.sites.keys() == other.sites.keys()
+        for site, steering in one.sites.items():
+            delta = other.sites[site].delta
+            assert delta is None if steering.delta is None else torch.equal(steering.delta, delta)
+
+
+def test_only_what_is_used_is_sent():
+    wide = sf.SteeringVector("wide", {layer: torch.randn(512) for layer in range(32)})
+    text = prepare(sf.steer(wide, 2.0, layers=[5])).text
+    assert len(text) < 4000
+
+
+def test_a_plan_that_never_acts_is_no_plan():
+    assert prepare(sf.steer(V, 0.0, layers=[1])) is None
+
+
+def test_it_is_data():
+    wire = wire_of(sf.steer(V, 1.0, layers=[1], select="generated"), list(range(5)))
+    assert json.loads(json.dumps(wire)) == wire
+    assert wire["course"] == [[0, -1], [5, 0]]
+    assert wire["cost"] == [1, 1, 0]
+
+
+def steered(plan, prompt, position):
+    """(phase's content, gain) of a position, or None: from the plan itself, without a course."""
+    lowered = lower(plan)
+    places = {"start": 0, "prompt_end": len(prompt)}
+    for sequence in lowered.sequences:
+        ends = [
+            at
+            for at in range(len(sequence), len(prompt) + 1)
+            if tuple(prompt[at - len(sequence) : at]) == sequence
+        ]
+        places[sequence] = ends[-1] - 1
+    state = tuple(
+        sum(places[origin] + offset <= position for offset in offsets)
+        for origin, offsets in zip(lowered.origins, lowered.offsets, strict=True)
+    )
+    phase = lowered.phase_of[state]
+    if phase < 0 or not lowered.phases[phase].sites:
+        return None
+    gain = 1.0 if plan.schedule is None else plan.schedule.at(position - len(prompt))
+    verdict = None if plan.condition is None else (plan.condition.digest, tuple(prompt))
+    return plan.digest, phase, gain, verdict
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_equal_keys_mean_equal_steering(seed):
+    """Two requests whose tokens and keys agree as far as a block were steered alike at every position of it."""
+    chance = random.Random(seed)
+    tokens = [chance.randrange(1, 20) for _ in range(64)]
+    tokens[5:7] = MARK
+    plans = [plan for plan in (random_plan(chance, tokens[:20]) for _ in range(2)) if plan]
+    requests = []
+    for plan in plans:
+        if prepare(plan) is None:
+            continue
+        for length in chance.sample(range(1, 60), 6):
+            try:
+                requests.append((plan, tokens[:length], wire_of(plan, tokens[:length])))
+            except ValueError:  # a sequence that is not in this prompt
+                continue
+    for plan, prompt, wire in requests:
+        for start in range(0, 64, BLOCK):
+            acts = any(steered(plan, prompt, at) for at in range(start, start + BLOCK))
+            assert (block_key(wire, start, start + BLOCK) is not None) == acts
+    for index, (plan, prompt, wire) in enumerate(requests):
+        for other_plan, other_prompt, other_wire in requests[:index]:
+            for start in range(0, 64, BLOCK):
+                keys = [block_key(one, start, start + BLOCK) for one in (wire, other_wire)]
+                if keys[0] != keys[1]:
+                    break
+                for at in range(start, start + BLOCK):
+                    assert steered(plan, prompt, at) == steered(other_plan, other_prompt, at)
+
+
+def test_keys_are_shared_as_far_as_steering_is():
+    prompt = list(range(30))
+    everything, generated = (sf.steer(V, 1.0, layers=[1], select=name) for name in ("all", "generated"))
+    long, short = wire_of(everything, prompt), wire_of(everything, prompt[:20])
+    assert [block_key(long, at, at + 8) for at in (0, 8)] == [
+        block_key(short, at, at + 8) for at in (0, 8)
+    ]
+    wire = wire_of(generated, prompt)
+    assert [block_key(wire, at, at + 8) for at in (0, 8, 16)] == [None] * 3
+    assert block_key(wire, 24, 32) != block_key(wire, 32, 40) != None  # noqa: E711
+    assert block_key(wire, 32, 40) == block_key(wire, 40, 48)
+
+
+def test_a_sequence_must_be_in_the_prompt():
+    plan = sf.steer(V, 1.0, layers=[1], select=sf.AfterSequence((7, 8)))
+    assert wire_of(plan, [1, 7, 8, 2])["course"] == [[0, -1], [2, 0]]
+    with pytest.raises(ValueError, match="does not contain"):
+        wire_of(plan, [1, 2, 3])
+    with pytest.raises(ValueError, match="embeddings"):
+        to_wire(prepare(plan), 4, None)
