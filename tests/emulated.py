@@ -285,9 +285,9 @@ def _results(calls: Sequence[Call], content: bytes, launched: str) -> list[Resul
             dtype = each.weight_dtype if name == "normed" else each.dtype
             rows = torch.frombuffer(bytearray(take(take_count())), dtype=dtype)
             outputs[name] = rows.reshape(each.rows, -1)
-        results.append(Result(
-                outputs["stream"], outputs.get("normed"), outputs.get("emptied"), its_launches
-            ))
+        results.append(
+            Result(outputs["stream"], outputs.get("normed"), outputs.get("emptied"), its_launches)
+        )
     return results
 
 

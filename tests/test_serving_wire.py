@@ -112,7 +112,9 @@ def test_equal_keys_mean_equal_steering(seed):
 
 def test_keys_are_shared_as_far_as_steering_is():
     prompt = list(range(30))
-    everything, generated = (sf.steer(V, 1.0, layers=[1], select=name) for name in ("all", "generated"))
+    everything, generated = (
+        sf.steer(V, 1.0, layers=[1], select=name) for name in ("all", "generated")
+    )
     long, short = wire_of(everything, prompt), wire_of(everything, prompt[:20])
     assert [block_key(long, at, at + 8) for at in (0, 8)] == [
         block_key(short, at, at + 8) for at in (0, 8)

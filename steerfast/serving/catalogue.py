@@ -46,7 +46,9 @@ class Catalogue:
 
     def vectors(self) -> dict[str, SteeringVector]:
         """Every vector by name."""
-        return {k[1]: one.item for k, one in self._kept.items() if isinstance(one.item, SteeringVector)}
+        return {
+            k[1]: one.item for k, one in self._kept.items() if isinstance(one.item, SteeringVector)
+        }
 
     def plans(self) -> dict[str, Plan]:
         """Every plan by name."""
@@ -141,7 +143,9 @@ class Catalogue:
             kept = self._kept.get(key)
         if kept is None:
             word = "vector" if kind is SteeringVector else "plan"
-            raise ValueError(f"there is no {word} {name!r} here; register it, or ask which there are")
+            raise ValueError(
+                f"there is no {word} {name!r} here; register it, or ask which there are"
+            )
         return kept.item
 
     def _path(self, key: tuple[type, str]) -> Path:

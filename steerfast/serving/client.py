@@ -31,15 +31,9 @@ def openai_args(plan: Plan | Mapping[str, Any] | str, *, inline: bool = True) ->
 
 def armed(llm: Any) -> dict[str, Any] | None:
     """Whether an offline ``vllm.LLM`` steers: workers, version, mode, capacity; None if it does not, and would ignore plans."""
+    from steerfast.serving.vllm.arming import STATUS, merged
+
     try:
-        workers = llm.collective_rpc("steerfast_status")
+        return merged(llm.collective_rpc(STATUS))
     except Exception:  # an engine without the plugin has no such method, and says so in its own way
         return None
-    return merged(workers)
-
-
-def merged(workers: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The status of all workers in one; None if any is not armed. They hold the same plans, so the first speaks for all."""
-    if not workers or not all(one.get("armed") for one in workers):
-        return None
-    return {**workers[0], "workers": len(workers)}

@@ -22,7 +22,9 @@ def dose(plan: Plan, lowered: Lowered) -> tuple[float, str]:
     """(the greatest dose, at which site). Sites whose stream norm no vector of the plan carries are left out; (0, "") if
     that is all of them. Ablations, reflections and rotations do not count: they move h by no more than its own size."""
     norms = _stream_norms(plan)
-    gain = max((abs(gain) for _, gain in plan.schedule.points), default=1.0) if plan.schedule else 1.0
+    gain = (
+        max((abs(gain) for _, gain in plan.schedule.points), default=1.0) if plan.schedule else 1.0
+    )
     worst = (0.0, "")
     for phase in lowered.phases:
         for site, steering in phase.sites.items():

@@ -79,7 +79,9 @@ class PlanReader:
             try:
                 value = json.dumps(value)
             except (TypeError, ValueError, RecursionError) as error:
-                raise ValueError(f"a plan given as a dict holds what JSON cannot: {error}") from error
+                raise ValueError(
+                    f"a plan given as a dict holds what JSON cannot: {error}"
+                ) from error
         if not isinstance(value, str):
             raise ValueError(
                 f"a plan is JSON text, or the name of a registered plan; got {type(value).__name__}"

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from steerfast.condition import Condition
 from steerfast.io.plans import plan_to_json
 from steerfast.itinerary import NEVER
 from steerfast.lowering import Lowered, Origin, lower
@@ -114,23 +113,22 @@ def block_key(wire: dict[str, Any], start: int, stop: int) -> str | None:
 def _slim(plan: Plan) -> Plan:
     """The same plan with the directions and norms that it uses; its digest stays."""
 
-    def vector(
-        one: SteeringVector | None, layers: Sequence[int], norms: bool
-    ) -> SteeringVector | None:
-        if one is None:
-            return None
-        kept = {layer: one.directions[layer] for layer in layers}
-        return SteeringVector(one.name, kept, one.stream_norms if norms else {})
+    def slim(vector: SteeringVector, layers: Sequence[int], norms: bool = False) -> SteeringVector:
+        kept = {layer: vector.directions[layer] for layer in layers}
+        return SteeringVector(vector.name, kept, vector.stream_norms if norms else {})
 
     def term(one: Term) -> Term:
-        layers, norms = one.steered_layers, one.scale == "stream"
-        gate = one.gate and replace(one.gate, key=vector(one.gate.key, layers, False))
-        names = ("vector", "read", "second")
-        parts = {name: vector(getattr(one, name), layers, norms) for name in names}
-        return replace(one, gate=gate, **parts)
+        layers = one.steered_layers
+        return replace(
+            one,
+            vector=slim(one.vector, layers, one.scale == "stream"),
+            read=one.read and slim(one.read, layers),
+            second=one.second and slim(one.second, layers),
+            gate=one.gate and replace(one.gate, key=slim(one.gate.key, layers)),
+        )
 
     condition = plan.condition
     if condition is not None:
-        tests = [replace(test, key=vector(test.key, [test.layer], False)) for test in condition.tests]  # type: ignore[arg-type]
-        condition = Condition(tuple(tests), condition.require)
+        tests = tuple(replace(test, key=slim(test.key, [test.layer])) for test in condition.tests)
+        condition = replace(condition, tests=tests)
     return replace(plan, terms=tuple(term(one) for one in plan.terms), condition=condition)

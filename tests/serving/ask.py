@@ -23,7 +23,10 @@ def main(folder: str, eager: bool) -> None:
                     {
                         "tokens": list(out.outputs[0].token_ids),
                         "logprobs": [
-                            {token: (bits(one.logprob), one.logprob) for token, one in place.items()}
+                            {
+                                token: (bits(one.logprob), one.logprob)
+                                for token, one in place.items()
+                            }
                             for place in every
                         ],
                     }

@@ -45,7 +45,9 @@ def folder(tmp_path_factory) -> Path:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    )
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=512,
@@ -83,5 +85,6 @@ def pytest_sessionstart(session):
         group="vllm.general_plugins", name="steerfast"
     ):
         pytest.exit(
-            "vLLM sees no plugin named steerfast: run `make test-serving`, and remove steerfast.egg-info", 2
+            "vLLM sees no plugin named steerfast: run `make test-serving`, and remove steerfast.egg-info",
+            2,
         )

@@ -17,7 +17,9 @@ DIRECTIONS = torch.Generator().manual_seed(1)
 JOY = sf.SteeringVector(
     "joy", {layer: torch.randn(256, generator=DIRECTIONS) for layer in range(4)}, {1: 16.0}
 )
-ODD = sf.SteeringVector("odd", {layer: torch.randn(256, generator=DIRECTIONS) for layer in range(4)})
+ODD = sf.SteeringVector(
+    "odd", {layer: torch.randn(256, generator=DIRECTIONS) for layer in range(4)}
+)
 PLANS: dict[str, sf.Plan | None] = {
     "unsteered": None,
     "plus": sf.steer(JOY, 3.0, layers=[1]),
@@ -26,7 +28,9 @@ PLANS: dict[str, sf.Plan | None] = {
     "scheduled": sf.steer(JOY, 3.0, layers=[1], schedule=sf.Schedule.ramp(-4, 6, 0.2, 1.5)),
     "gated": sf.steer(JOY, 4.0, layers=[1], gate=sf.Gate("hard", ODD)),
     "ablated": sf.steer(JOY, layers=[1, 2], operator="ablate"),
-    "turned": sf.steer(JOY, operator="rotate_to", second=ODD, angle=0.8, layers=[2], finish="preserve"),
+    "turned": sf.steer(
+        JOY, operator="rotate_to", second=ODD, angle=0.8, layers=[2], finish="preserve"
+    ),
     "everywhere": sf.Plan(
         (
             sf.Term(JOY, 2.0, (0,), site="resid_pre"),

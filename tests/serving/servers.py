@@ -14,10 +14,16 @@ from pathlib import Path
 
 import httpx
 
-OPTIONS = (
-    "--dtype=float32 --enforce-eager --max-model-len=512 --max-num-seqs=32 --block-size=32 "
-    "--max-num-batched-tokens=512 --served-model-name=tiny --host=127.0.0.1"
-).split()
+OPTIONS = [
+    "--dtype=float32",
+    "--enforce-eager",
+    "--max-model-len=512",
+    "--max-num-seqs=32",
+    "--block-size=32",
+    "--max-num-batched-tokens=512",
+    "--served-model-name=tiny",
+    "--host=127.0.0.1",
+]
 
 
 class Server:

@@ -39,7 +39,9 @@ def up(folder, vectors, tmp_path_factory):
         # Freed memory goes back at once, and oneDNN keeps no kernel for every batch size it has seen: so what is resident
         # is what is used.
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4",
-        **{"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"},
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
     }
     # So few blocks that the first requests touch them all: the cache's own memory counts before any comparison.
     log = tmp_path_factory.mktemp("server") / "log"
@@ -78,7 +80,9 @@ def test_health(up):
 def test_completions(up, oracle):
     ids = prompt()
     for name, plan in PLANS.items():
-        assert answered(up.post("/v1/completions", json=body(ids, plan))) == oracle.tokens(ids, plan), name
+        assert answered(up.post("/v1/completions", json=body(ids, plan))) == oracle.tokens(
+            ids, plan
+        ), name
 
 
 def test_chat_with_the_openai_client(up, oracle):
@@ -120,12 +124,18 @@ BAD = {
     "a path": ("../joy", "name"),
     "an unknown vector": ('{"terms": [{"vector": "anger"}]}', "anger"),
     "a vector's path": ('{"terms": [{"vector": "/etc/passwd"}]}', "name"),
-    "a vector by value": (json.dumps({"terms": [{"vector": vector_to_json(JOY)}]}), "STEERFAST_INLINE"),
+    "a vector by value": (
+        json.dumps({"terms": [{"vector": vector_to_json(JOY)}]}),
+        "STEERFAST_INLINE",
+    ),
     "a misspelt key": (JOYFUL.replace("coefficient", "coeficient"), "coeficient"),
     "a layer too many": (JOYFUL.replace("[1]", "[9]"), "layer"),
     "not a number": (JOYFUL.replace(": 3", ": NaN"), "coefficient"),
     "a wrong type": (JOYFUL.replace("[1]", '"one"'), "layers"),
-    "an unknown operator": (JOYFUL.replace('"layers"', '"operator": "explode", "layers"'), "operator"),
+    "an unknown operator": (
+        JOYFUL.replace('"layers"', '"operator": "explode", "layers"'),
+        "operator",
+    ),
     "too much": (JOYFUL.replace(": 3", ": 3e4"), "coefficient"),
     "a condition": (
         JOYFUL[:-1] + ', "condition": {"tests": [{"kind": "cosine", "key": "joy", "layer": 1}]}}',
@@ -190,7 +200,10 @@ def test_register_and_remove(up, oracle, vectors):
         "often.json",
     }
     for bad in ("..%2Fx", ".hidden", "a" * 65):
-        assert up.post(f"/steerfast/vectors/{bad}", json=vector, headers=TOKEN).status_code in (400, 404)
+        assert up.post(f"/steerfast/vectors/{bad}", json=vector, headers=TOKEN).status_code in (
+            400,
+            404,
+        )
     small = vector_to_json(sf.SteeringVector("small", {0: ODD.at(0)[:8]}))
     assert up.post("/steerfast/vectors/small", json=small, headers=TOKEN).status_code == 400
     for path in ("vectors/new", "plans/often"):
@@ -202,7 +215,12 @@ def test_register_and_remove(up, oracle, vectors):
 def test_metrics(up):
     up.health()
     text = up.get("/metrics").text
-    for name in ("steered_requests_total", "refused_requests_total", "slots_in_use", "route_seconds"):
+    for name in (
+        "steered_requests_total",
+        "refused_requests_total",
+        "slots_in_use",
+        "route_seconds",
+    ):
         assert f"steerfast:{name}" in text
 
 
@@ -231,6 +249,7 @@ async def wave(up, work) -> None:
             else:
                 response = await client.post("/v1/completions", json=body(ids, plan))
                 assert answered(response) == wanted, plan
+
         await asyncio.gather(*(one(number) for number in range(len(work))))
 
 

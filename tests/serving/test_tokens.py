@@ -71,4 +71,6 @@ def test_tokens(name, folder, oracle, monkeypatch):
 
 
 def preemptions(llm) -> float:
-    return sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
+    return sum(
+        metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"
+    )

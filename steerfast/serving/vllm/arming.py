@@ -13,11 +13,14 @@ from steerfast import __version__
 from steerfast.errors import SteerfastError
 from steerfast.serving.settings import Settings
 from steerfast.serving.vllm.patching import wrap
+from steerfast.serving.wire import FIELD
 
 logger = logging.getLogger("steerfast")
 SUPPORTED = (0, 32)  # major and minor; the internals that are patched move with every minor release
 ARCHITECTURES = frozenset({"LlamaForCausalLM"})
-KEY = "steerfast"
+KEY = "steerfast"  # of additional_config
+STATUS = "steerfast_status"  # a method of every worker
+_ASKED = "steerfast_asked"
 
 
 def check_version() -> None:
@@ -68,9 +71,13 @@ def is_on(config: Any) -> bool:
 
 
 def install() -> None:
-    """Settle the settings with the configuration, and ask the workers once they are there."""
+    """Settle the settings with the configuration, and ask the workers once they are there; the front end asks
+    them all again, engine core included, ahead of its first steered request."""
     wrap("vllm.engine.arg_utils:EngineArgs", "create_engine_config", _settle)
     wrap("vllm.v1.engine.core:EngineCore", "__init__", _ask_workers)
+    wrap("vllm.v1.engine.core:EngineCore", "collective_rpc", _sign)
+    wrap("vllm.v1.engine.llm_engine:LLMEngine", "add_request", _ask_first)
+    wrap("vllm.v1.engine.async_llm:AsyncLLM", "add_request", _ask_first_async)
 
 
 def _settle(original: Any, args: Any, *more: Any, **kwargs: Any) -> Any:
@@ -93,7 +100,7 @@ def _settle(original: Any, args: Any, *more: Any, **kwargs: Any) -> Any:
 def _ask_workers(original: Any, engine: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
     result = original(engine, vllm_config, *args, **kwargs)
     if is_on(vllm_config):
-        states = engine.model_executor.collective_rpc("steerfast_status")
+        states = engine.model_executor.collective_rpc(STATUS)
         for rank, state in enumerate(states):
             if not state.get("armed") or state.get("version") != __version__:
                 raise SteerfastError(
@@ -102,3 +109,56 @@ def _ask_workers(original: Any, engine: Any, vllm_config: Any, *args: Any, **kwa
                 )
         logger.info("steerfast %s: %d workers armed, %s", __version__, len(states), states[0])
     return result
+
+
+def merged(workers: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The status of all workers in one; None if any part is not armed. They hold the same plans, so the first speaks for all."""
+    if not workers or not all(one.get("armed") and one.get("engine") for one in workers):
+        return None
+    return {**workers[0], "workers": len(workers)}
+
+
+def _sign(original: Any, engine: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+    """The engine core's word that it is patched, too: without its keys, cache blocks would be mistaken."""
+    result = original(engine, method, *args, **kwargs)
+    if method == STATUS:
+        return [{**one, "engine": __version__} for one in result]
+    return result
+
+
+def _steered(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of add_request(request_id, prompt, params, ...) is of a steered request."""
+    params = kwargs.get("params", args[2] if len(args) > 2 else None)
+    extra = getattr(params, "extra_args", None)
+    return bool(extra) and extra.get(FIELD) is not None
+
+
+def _unarmed(error: object) -> SteerfastError:
+    return SteerfastError(
+        f"this engine was started by a process with steerfast, but not all of its own have it ({error}); the request would "
+        "run unsteered. Install it on every machine, and let VLLM_PLUGINS name it everywhere"
+    )
+
+
+def _ask_first(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
+    if _steered(args, kwargs) and is_on(engine.vllm_config) and not hasattr(engine, _ASKED):
+        try:
+            status = merged(engine.collective_rpc(STATUS))
+        except Exception as error:
+            raise _unarmed(error) from error
+        if status is None:
+            raise _unarmed("see its log")
+        setattr(engine, _ASKED, True)
+    return original(engine, *args, **kwargs)
+
+
+async def _ask_first_async(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
+    if _steered(args, kwargs) and is_on(engine.vllm_config) and not hasattr(engine, _ASKED):
+        try:
+            status = merged(await engine.collective_rpc(STATUS))
+        except Exception as error:
+            raise _unarmed(error) from error
+        if status is None:
+            raise _unarmed("see its log")
+        setattr(engine, _ASKED, True)
+    return await original(engine, *args, **kwargs)

@@ -29,8 +29,8 @@ from steerfast.io.plans import plan_from_json
 from steerfast.plan import Plan
 from steerfast.serving import metrics
 from steerfast.serving.catalogue import Catalogue
-from steerfast.serving.client import merged
 from steerfast.serving.reader import PlanReader, read_vector
+from steerfast.serving.vllm.arming import STATUS, merged
 from steerfast.serving.vllm.front import Front, fronts
 from steerfast.vector import SteeringVector
 
@@ -62,7 +62,7 @@ class Endpoints:
 
 
 async def _status(engine: Any) -> dict[str, Any] | None:
-    status = merged(await engine.collective_rpc("steerfast_status"))
+    status = merged(await engine.collective_rpc(STATUS))
     if status is not None:
         metrics.show(status)
     return status
@@ -98,7 +98,7 @@ def _admin(kind: type, act: Callable[..., Awaitable[JSONResponse]]) -> Callable[
     async def endpoint(request: Request, name: str = "") -> JSONResponse:
         front = _front()
         if front is None or front.reason is not None:
-            return _error(503, "this engine cannot steer", front and front.reason)
+            return _error(503, "this engine cannot steer", front.reason if front else None)
         token = front.reader.settings.admin_token
         if not token:
             return _error(404, "off on this server: it has no STEERFAST_ADMIN_TOKEN")
@@ -118,7 +118,9 @@ def _admin(kind: type, act: Callable[..., Awaitable[JSONResponse]]) -> Callable[
 async def _list(request: Request, reader: PlanReader, kind: type, name: str) -> JSONResponse:
     reader.catalogue.refresh()
     if kind is Plan:
-        return JSONResponse({key: {"digest": plan.digest} for key, plan in reader.catalogue.plans().items()})
+        return JSONResponse(
+            {key: {"digest": plan.digest} for key, plan in reader.catalogue.plans().items()}
+        )
     about = {
         key: {"hidden_size": one.hidden_size, "layers": list(one.layers), "digest": one.digest}
         for key, one in reader.catalogue.vectors().items()

@@ -68,7 +68,7 @@ def install() -> None:
         wrap(f"{module}:{name}", "to_beam_search_params", _refuse_beams)
 
 
-def _refuse(error: ValueError, value: object) -> Exception:
+def _refuse(error: ValueError, value: object) -> Any:
     from vllm.exceptions import VLLMValidationError
 
     metrics.REFUSED.inc()

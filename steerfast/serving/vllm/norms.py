@@ -62,7 +62,9 @@ def steered_norms(model: Any) -> Iterator[tuple[Any, int]]:
     """(norm, the site that it steers) for every norm of a vLLM LlamaModel on this pipeline stage."""
     for index in range(model.start_layer, model.end_layer):
         layer = model.layers[index]
-        before = site_index("resid_pre", index)  # of layer 0; of others, resid_post of the one before
+        before = site_index(
+            "resid_pre", index
+        )  # of layer 0; of others, resid_post of the one before
         yield layer.input_layernorm, before
         yield layer.post_attention_layernorm, site_index("resid_mid", index)
     last = site_index("resid_post", len(model.layers) - 1)

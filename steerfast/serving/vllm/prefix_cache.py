@@ -36,7 +36,9 @@ def wire_of(request: Any) -> dict[str, Any] | None:
     return extra.get(WIRE) if extra else None
 
 
-def _keys(original: Any, request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> Any:
+def _keys(
+    original: Any, request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int
+) -> Any:
     keys, place = original(request, start_token_idx, end_token_idx, start_mm_idx)
     wire = wire_of(request)
     key = None if wire is None else block_key(wire, start_token_idx, end_token_idx)

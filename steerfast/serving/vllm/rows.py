@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steerfast.route import Rows, RowBuffers, Staging
+from steerfast.route import RowBuffers, Rows, Staging
 from steerfast.table import UNSTEERED
 
 
@@ -29,7 +29,9 @@ class FixedRows(RowBuffers):
         # As much as this step and the one before have; behind it nothing was ever written.
         width = min(self.capacity, max(64, 1 << (max(rows, self._written) - 1).bit_length()))
         if width not in self._parts:
-            self._parts[width] = Staging(torch.empty((5, width), dtype=torch.int32, device=self.device))
+            self._parts[width] = Staging(
+                torch.empty((5, width), dtype=torch.int32, device=self.device)
+            )
         part = self._parts[width]
         part.send(write)
         self.lines[:, :width].copy_(part.target)

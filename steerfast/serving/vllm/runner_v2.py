@@ -69,7 +69,9 @@ def _add(original: Any, runner: Any, scheduler_output: Any) -> Any:
         indices = runner.req_states.req_id_to_index
         for new in scheduler_output.scheduled_new_reqs:
             # prompt_len, not the length of the prefill, which after a preemption holds generated tokens too.
-            tokens = None if new.prompt_token_ids is None else new.prompt_token_ids[: new.prompt_len]
+            tokens = (
+                None if new.prompt_token_ids is None else new.prompt_token_ids[: new.prompt_len]
+            )
             steering.admit(new.req_id, new.sampling_params, tokens, new.prompt_len)
             seat = steering.seat_on_device(new.req_id)
             steering.seat_of_index[indices[new.req_id]] = seat
@@ -82,7 +84,9 @@ def route(steering: Any, batch: Any) -> None:
     if unknown:
         strange = [name for name in unknown if not _INVENTED.fullmatch(name)]
         if strange or len(unknown) < len(batch.req_ids):
-            raise SteerfastError(f"request {(strange or unknown)[0]!r} is in a batch, but was never announced")
+            raise SteerfastError(
+                f"request {(strange or unknown)[0]!r} is in a batch, but was never announced"
+            )
         steering.rows.clear()
         return
     rows = batch.num_tokens_after_padding
