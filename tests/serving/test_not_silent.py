@@ -156,7 +156,9 @@ def test_what_install_finds_missing():
     from steerfast.serving.vllm import arming
     from steerfast.serving.vllm.patching import wrap
 
-    with pytest.raises(SteerfastError, match=r"has no vllm\.sampling_params:SamplingParams\.no_such"):
+    with pytest.raises(
+        SteerfastError, match=r"has no vllm\.sampling_params:SamplingParams\.no_such"
+    ):
         wrap("vllm.sampling_params:SamplingParams", "no_such", None)
     import vllm
 
