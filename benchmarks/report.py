@@ -141,11 +141,39 @@ def sweep_table() -> str:
     return "\n".join([*rows, "", about])
 
 
+def serving_table() -> str:
+    lines = latest("serving", "model", "dtype", "eager", "load", "mode", "variant")
+    rows = [
+        "| model, engine | requests | mode, plans | step, ms | tokens/s | step over stock, 95% | A/A, 95% | prompts over stock, 95% | A/A, 95% |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        step = line["step_ms"]["other"]
+        over = [
+            f"{one['ratio']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+            for one in (
+                line[name]
+                for name in ("step_over_stock", "step_a_a", "prompt_over_stock", "prompt_a_a")
+            )
+        ]
+        cells = [
+            f"{line['model']}, {line['dtype']}, {'eager' if line['eager'] else 'compiled'}",
+            line["load"],
+            f"{line['mode']}, {line['variant']}",
+            f"{step['median']:.2f} [{step['p20']:.2f}, {step['p80']:.2f}]",
+            line["tokens_per_second"],
+            *over,
+        ]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*rows, "", caption(lines[-1])])
+
+
 TABLES = {
     "ops": ops_table,
     "decode": decode_table,
     "router": router_table,
     "sweep": sweep_table,
+    "serving": serving_table,
 }
 
 
