@@ -53,7 +53,12 @@ step bench-decode-7b-reads 120 "$python" benchmarks/bench_decode.py --shape llam
 step bench-sweep-7b 180 "$python" benchmarks/bench_sweep.py --shape llama-2-7b --dtype bfloat16 --prompts 2 --cells 20 --save
 step bench-decode-7b-eager 120 "$python" benchmarks/bench_decode.py --shape llama-2-7b --batch 1 32 --steps 60 --save
 step bench-ops 150 "$python" benchmarks/bench_ops.py --save
-cp -f benchmarks/results/{ops,decode,sweep}.jsonl "$out/" 2>/dev/null
+# vLLM is not on every machine; a CUDA build of it brings the second runner and captured graphs.
+if "$python" -c 'import vllm' 2>/dev/null; then
+  step serving-gpu 600 "$python" -m pytest -q -m gpu tests/serving
+  step bench-serving 300 "$python" benchmarks/bench_serving.py --save
+fi
+cp -f benchmarks/results/{ops,decode,sweep,serving}.jsonl "$out/" 2>/dev/null
 {
   echo
   echo "Last line of the quick op benchmark:"

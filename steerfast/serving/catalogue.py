@@ -46,13 +46,21 @@ class Catalogue:
 
     def vectors(self) -> dict[str, SteeringVector]:
         """Every vector by name."""
-        return {
-            k[1]: one.item for k, one in self._kept.items() if isinstance(one.item, SteeringVector)
-        }
+        with self._lock:
+            return {
+                name: one.item
+                for (_, name), one in self._kept.items()
+                if isinstance(one.item, SteeringVector)
+            }
 
     def plans(self) -> dict[str, Plan]:
         """Every plan by name."""
-        return {k[1]: one.item for k, one in self._kept.items() if isinstance(one.item, Plan)}
+        with self._lock:
+            return {
+                name: one.item
+                for (_, name), one in self._kept.items()
+                if isinstance(one.item, Plan)
+            }
 
     def vector(self, name: str) -> SteeringVector:
         """The vector of a name; ValueError for one that is not valid or not there."""

@@ -24,7 +24,7 @@ from steerfast.serving.wire import Cost, Prepared, prepare
 from steerfast.vector import SteeringVector
 
 logger = logging.getLogger("steerfast")
-_REMEMBERED = 1024
+_REMEMBERED = 64 * 2**20  # bytes of plans as text
 _VECTORS = ("vector", "read", "second", "key")
 
 
@@ -47,6 +47,7 @@ class PlanReader:
         self.conditions = conditions
         self.catalogue = catalogue or Catalogue(settings.vectors, settings.max_vectors)
         self._remembered: OrderedDict[tuple[str, int], Prepared | None] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
 
     def read(self, value: object) -> Prepared | None:
@@ -65,9 +66,12 @@ class PlanReader:
                 return self._remembered[key]
         prepared = self._checked(self._plan(text))
         with self._lock:
-            self._remembered[key] = prepared
-            while len(self._remembered) > _REMEMBERED:
-                self._remembered.popitem(last=False)
+            if key not in self._remembered:
+                self._remembered[key] = prepared
+                self._bytes += _size(text, prepared)
+            while self._bytes > _REMEMBERED:
+                (old, _), dropped = self._remembered.popitem(last=False)
+                self._bytes -= _size(old, dropped)
         return prepared
 
     def check(self, plan: Plan) -> None:
@@ -157,6 +161,10 @@ class PlanReader:
                 amount,
                 site,
             )
+
+
+def _size(text: str, prepared: Prepared | None) -> int:
+    return 256 + len(text) + (0 if prepared is None else 2 * len(prepared.text))
 
 
 def read_vector(text: str | bytes, name: str) -> SteeringVector:

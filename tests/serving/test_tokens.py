@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 from engines import PLANS, answers, engine, prompt, sampling, tokens
 
 from steerfast.serving import armed
@@ -33,18 +34,46 @@ ENGINES = {
         {"pipeline_parallel_size": 2, "enforce_eager": False},
     ),
 }
+# A CUDA build of vLLM: captured graphs, both runners, drafts ahead of what the host knows. Never run yet.
+GRAPHS = {"enforce_eager": False}
+FIRST, SECOND = ({"VLLM_USE_V2_MODEL_RUNNER": which} for which in "01")
+ON_A_GPU = {
+    "first-runner": (FIRST, GRAPHS),
+    "second-runner": (SECOND, GRAPHS),
+    "second-exact": (SECOND | {"STEERFAST_MODE": "exact"}, GRAPHS),
+    "second-chunked": (SECOND, GRAPHS | {"max_num_batched_tokens": 64}),
+    "second-memory": (SECOND, GRAPHS | {"num_gpu_blocks_override": 17}),
+    "first-draft": (
+        FIRST,
+        GRAPHS | {"speculative_config": {"method": "draft_model", "num_speculative_tokens": 3}},
+    ),
+    "second-draft": (
+        SECOND,
+        GRAPHS | {"speculative_config": {"method": "draft_model", "num_speculative_tokens": 3}},
+    ),
+}
 # Preempted requests are computed anew: enough of them, and long enough, to run out of 17 blocks.
-COUNT = {"memory": 40}
+COUNT = {"memory": 40, "second-memory": 40}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA build of vLLM and a GPU")
+@pytest.mark.parametrize("name", ON_A_GPU)
+def test_tokens_on_a_gpu(name, folder, oracle, monkeypatch):
+    check(name, *ON_A_GPU[name], folder, oracle, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_tokens(name, folder, oracle, monkeypatch):
-    environment, options = ENGINES[name]
+    check(name, *ENGINES[name], folder, oracle, monkeypatch)
+
+
+def check(name, environment, options, folder, oracle, monkeypatch):
     if name.startswith("two") and (os.cpu_count() or 1) < 2:
         pytest.skip("two ranks want two cores")
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    if name == "draft":  # the model drafts for itself, unsteered
+    if "draft" in name:  # the model drafts for itself, unsteered
         options["speculative_config"]["model"] = str(folder)
     count = COUNT.get(name, 12)
     ids = prompt()
@@ -66,7 +95,7 @@ def test_tokens(name, folder, oracle, monkeypatch):
         [again] = answers(llm, [ids], [sampling(None, count)])
         assert tokens(again) == wanted["unsteered"]
         assert armed(llm)["slots_in_use"] == 0
-        if name == "memory":
+        if name in COUNT and not options.get("disable_log_stats", True):
             assert preemptions(llm) > 0
 
 

@@ -129,8 +129,8 @@ def _sign(original: Any, engine: Any, method: Any, *args: Any, **kwargs: Any) ->
 def _steered(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call of add_request(request_id, prompt, params, ...) is of a steered request."""
     params = kwargs.get("params", args[2] if len(args) > 2 else None)
-    extra = getattr(params, "extra_args", None)
-    return bool(extra) and extra.get(FIELD) is not None
+    extra = getattr(params, "extra_args", None) or {}
+    return extra.get(FIELD) is not None
 
 
 def _unarmed(error: object) -> SteerfastError:

@@ -26,32 +26,58 @@ from steerfast.sites import site_index
 from steerfast.table import Table
 
 
+class StepRows:
+    """The slots and gains of the rows of a step, cut to their number: once a step, not once a norm."""
+
+    def __init__(self, slot: Tensor, gain: Tensor) -> None:
+        self.slot, self.gain = slot, gain
+        self._count = -1
+        self._cut = (slot, gain)
+
+    def first(self, count: int) -> tuple[Tensor, Tensor]:
+        """Views of the first ``count`` rows."""
+        if torch.compiler.is_compiling():  # a graph cuts for itself, and keeps no view
+            return self.slot[:count], self.gain[:count]
+        if count != self._count:
+            self._count, self._cut = count, (self.slot[:count], self.gain[:count])
+        return self._cut
+
+
 @functools.cache
 def steered_class(mode: Mode) -> type:
     """The RMSNorm that steers, in one of the two modes."""
     from vllm.model_executor.layers.layernorm import RMSNorm
 
+    steer_, halves_ = torch.ops.steerfast.steer_.default, torch.ops.steerfast.steer_halves_.default
+    fused_ = torch.ops.steerfast.steer_add_rms_norm_.default
+
     class SteeredRMSNorm(RMSNorm):  # type: ignore[misc]
-        """As RMSNorm, of the steered stream. What it steers by are buffers at fixed addresses, written between steps."""
+        """As RMSNorm, of the steered stream. What it steers by has fixed addresses and is written between steps.
+
+        ``steered_by``: (StepRows, records of its site, reads, bank).
+        """
 
         def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
-            rows = x.shape[0]
-            steering = (
-                self.row_slot[:rows],
-                self.row_gain[:rows],
-                self.records,
-                self.reads,
-                self.bank,
-            )
+            rows, records, reads, bank = self.steered_by
+            slot, gain = rows.first(x.shape[0])
             if residual is None:
                 # The caller's residual is x itself: what is done in place is done to the stream.
-                torch.ops.steerfast.steer_(x, *steering)
-                return super().forward(x)
+                steer_(x, slot, gain, records, reads, bank)
+                return self._forward_method(x)
             if mode == "exact":
-                torch.ops.steerfast.steer_halves_(x, residual, *steering)
-                return super().forward(x, residual)
-            torch.ops.steerfast.steer_add_rms_norm_(
-                x, residual, self.weight, self.variance_epsilon, True, *steering
+                halves_(x, residual, slot, gain, records, reads, bank)
+                return self._forward_method(x, residual)
+            fused_(
+                x,
+                residual,
+                self.weight,
+                self.variance_epsilon,
+                True,
+                slot,
+                gain,
+                records,
+                reads,
+                bank,
             )
             return x, residual
 
@@ -74,17 +100,15 @@ def steered_norms(model: Any) -> Iterator[tuple[Any, int]]:
 
 def steer_norms(model: Any, mode: Mode, table: Table, row_slot: Tensor, row_gain: Tensor) -> None:
     """Let every norm of the model steer by the table's records of its site and by the rows' slots and gains."""
-    kind = steered_class(mode)
+    kind, rows = steered_class(mode), StepRows(row_slot, row_gain)
     for norm, site in steered_norms(model):
         norm.__class__ = kind
-        for name, tensor in (
-            ("row_slot", row_slot),
-            ("row_gain", row_gain),
-            ("records", table.site_records[site]),
-            ("reads", table.reads),
-            ("bank", table.bank),
-        ):
-            norm.register_buffer(name, tensor, persistent=False)
+        norm.steered_by = (rows, table.site_records[site], table.reads, table.bank)
+    # As buffers, so that an engine that puts its model to sleep keeps what it holds.
+    owner = model.layers[model.start_layer]
+    kept = {"records": table.records, "reads": table.reads, "bank": table.bank}
+    for name, tensor in {**kept, "row_slot": row_slot, "row_gain": row_gain}.items():
+        owner.register_buffer(f"steerfast_{name}", tensor, persistent=False)
 
 
 def find_llama(model: Any) -> Any:
