@@ -122,7 +122,7 @@ def test_the_limit_is_of_both_together(shared, folder):
     one.put("a", plan(1))
     before = files(folder)
     for item in (vector(1), plan(1)):
-        with pytest.raises(ValueError, match="holds 2 .*STEERFAST_MAX_VECTORS"):
+        with pytest.raises(ValueError, match=r"holds 2 .*STEERFAST_MAX_VECTORS"):
             one.put("b", item)
     assert files(folder) == before
     one.put("a", vector(2))  # no more than before
@@ -183,7 +183,7 @@ def test_a_broken_file_stops_the_start_and_later_is_logged_and_left_out(name, fo
         save_file({"directions.0": torch.ones(8)}, path, metadata=content)
     Catalogue(str(folder.parent)).put("new", vector(2))
     os.replace(folder.parent / "new.safetensors", folder / "new.safetensors")
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         Catalogue(str(folder))
     with caplog.at_level(logging.ERROR, "steerfast"):
         assert one.vector("joy").digest == vector(1).digest
@@ -194,7 +194,7 @@ def test_a_broken_file_stops_the_start_and_later_is_logged_and_left_out(name, fo
 def test_a_request_that_finds_the_folder_gone_is_told(folder):
     one = PlanReader(Settings(vectors=str(folder)), 1, 8)
     shutil.rmtree(folder)
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         one.read('{"terms": [{"vector": "joy"}]}')
 
 
