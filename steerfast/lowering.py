@@ -183,18 +183,33 @@ def _site(
         if term.operator != "add" or term.gate is not None:
             reading.append((term, layer))
             continue
-        contribution = term.coefficient * _scaled(every, term, layer)
+        contribution = term.coefficient * scaled(every, term, layer)
         total = contribution if total is None else total + contribution
     delta = None if total is None else total.to(torch.float32)
     if delta is not None and not torch.isfinite(delta).all():
         raise ValueError(
             f"the plan adds more than float32 can hold at {site_name(site)}; lower its coefficients"
         )
-    reads = program(reading, lambda term, layer: _scaled(every, term, layer), site_name(site))
+    reads = program(reading, lambda term, layer: scaled(every, term, layer), site_name(site))
+    if not all(_fits(read) for read in reads):
+        raise ValueError(
+            f"a number of the plan at {site_name(site)} exceeds what float32 can hold; lower its coefficient or bias"
+        )
     return SiteSteering(delta, finish, reads)
 
 
-def _scaled(every: Sequence[Term], term: Term, layer: int) -> Tensor:
+def _fits(one: LoweredRead) -> bool:
+    """Whether float32 holds its numbers and directions."""
+    try:
+        words = one.read.words()
+    except OverflowError:
+        return False
+    numbers = torch.tensor(words[6:], dtype=torch.int32).view(torch.float32)
+    directions = [numbers, *(each for each in (one.source, one.target) if each is not None)]
+    return all(bool(torch.isfinite(each).all()) for each in directions)
+
+
+def scaled(every: Sequence[Term], term: Term, layer: int) -> Tensor:
     """scale(v) of ``Term``, float64."""
     if term.scale == "raw":
         return term.vector.at(layer).double()

@@ -11,6 +11,8 @@ from itertools import pairwise
 from steerfast.fields import number
 
 MAX_POINTS = 256  # of one schedule; what the device holds per request
+MAX_OFFSET = 2**31  # positions are 32-bit integers on the device
+MAX_GAIN = (2 - 2**-23) * 2.0**127  # the greatest float32
 _SHORTEST_STEP = 1 / 8  # of a half-life: how finely ``decay`` is drawn
 
 
@@ -33,6 +35,10 @@ class Schedule:
         for offset, _ in points:
             if type(offset) is not int:
                 raise TypeError(f"a schedule's offsets t - P are integers, got {offset!r}")
+        if any(abs(offset) > MAX_OFFSET for offset, _ in points):
+            raise ValueError(f"a schedule's offsets are within {MAX_OFFSET} of the prompt's end")
+        if any(abs(gain) > MAX_GAIN for _, gain in points):
+            raise ValueError(f"a schedule's gains must fit float32, up to {MAX_GAIN:.4g}")
         if any(one[0] >= two[0] for one, two in pairwise(points)):
             raise ValueError(
                 f"a schedule's offsets must ascend, got {[offset for offset, _ in points][:12]}"

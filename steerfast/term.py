@@ -102,7 +102,7 @@ class Term:
         choice("operator", self.operator, Operator)
         for name in ("coefficient", "target", "angle", "bias", "threshold"):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or name not in ("target", "angle"):
                 what = f"{name} of {self.vector.name!r}"
                 object.__setattr__(self, name, number(what, value))
         if self.gate is not None and not isinstance(self.gate, Gate):

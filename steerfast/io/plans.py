@@ -190,7 +190,7 @@ def _named(
     if recorded is not None and recorded != vector.digest:
         raise ValueError(
             f"the plan was written for another content of vector {vector.name!r} "
-            f"(digest {recorded[:12]}, found {vector.digest[:12]})"
+            f"(digest {str(recorded)[:12]}, found {vector.digest[:12]})"
         )
     return vector
 

@@ -8,8 +8,10 @@ additions at the next request. No name of a request ever becomes a path before i
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
+import uuid
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +23,16 @@ from steerfast.vector import SteeringVector
 logger = logging.getLogger("steerfast")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SUFFIX = {SteeringVector: ".safetensors", Plan: ".json"}
+_KIND = {suffix: kind for kind, suffix in _SUFFIX.items()}
 Item = SteeringVector | Plan
+
+
+Stamp = tuple[int, int, int]  # of a file: when it changed, its size, its inode
 
 
 class _Kept(NamedTuple):
     item: Item
-    stamp: tuple[int, int] | None  # of its file: changed, size; None: not from a file
+    stamp: Stamp | None  # of its file; None: in memory only
 
 
 class Catalogue:
@@ -40,7 +46,7 @@ class Catalogue:
         self.limit = limit
         self.version = 0  # changes whenever a name may mean something else
         self._kept: dict[tuple[type, str], _Kept] = {}
-        self._seen = -1
+        self._seen: dict[tuple[type, str], Stamp] | None = None
         self._lock = threading.RLock()
         self._read_folder(strict=True)
 
@@ -81,68 +87,88 @@ class Catalogue:
         """
         key = (type(item), valid_name(name))
         with self._lock:
+            self.refresh()
             if key not in self._kept and len(self._kept) >= self.limit:
                 raise ValueError(
                     f"the catalogue holds {self.limit} vectors and plans already; delete some, or raise "
                     "STEERFAST_MAX_VECTORS"
                 )
-            if self.folder is not None:
-                path = self._path(key)
-                temporary = path.with_name(f".{path.name}.new")
+            if self.folder is None:
+                self._kept[key] = _Kept(item, None)
+                self.version += 1
+                return
+            path = self.folder / f"{name}{_SUFFIX[key[0]]}"
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            try:
                 if isinstance(item, Plan):
                     save_plan(item, temporary)
                 else:
                     save_vector(item, temporary)
                 temporary.replace(path)
-            self._kept[key] = _Kept(item, self._stamp(key))
-            self.version += 1
+            finally:
+                temporary.unlink(missing_ok=True)
+            self.refresh()
 
     def remove(self, kind: type, name: str) -> None:
         """Forget a name; KeyError where there is none."""
         key = (kind, valid_name(name))
         with self._lock:
+            self.refresh()
             if key not in self._kept:
                 raise KeyError(name)
-            del self._kept[key]
-            if self.folder is not None:
-                self._path(key).unlink(missing_ok=True)
-            self.version += 1
+            if self.folder is None:
+                del self._kept[key]
+                self.version += 1
+                return
+            (self.folder / f"{name}{_SUFFIX[kind]}").unlink(missing_ok=True)
+            self.refresh()
 
     def refresh(self) -> None:
         """Read what is new in the folder, and forget what is gone. A file that cannot be read is logged and left
-        out (at the start it is an error)."""
+        out (at the start it is an error). ValueError where the folder is gone."""
         self._read_folder(strict=False)
 
     def _read_folder(self, strict: bool) -> None:
         if self.folder is None:
             return
         with self._lock:
-            seen = self.folder.stat().st_mtime_ns
-            if seen == self._seen:
+            found = self._files()
+            if found == self._seen:
                 return
-            there = {
-                (kind, path.stem): path
-                for kind, suffix in _SUFFIX.items()
-                for path in sorted(self.folder.glob(f"*{suffix}"))
-                if _NAME.fullmatch(path.stem)
-            }
-            for key in [key for key, one in self._kept.items() if one.stamp and key not in there]:
+            for key in [key for key in self._kept if key not in found]:
                 del self._kept[key]
-            # Vectors first: plans may name them.
-            for key, path in there.items():
-                kept, stamp = self._kept.get(key), self._stamp(key)
+            for key, stamp in found.items():
+                kept = self._kept.get(key)
                 if kept is not None and kept.stamp == stamp:
                     continue
+                path = self.folder / f"{key[1]}{_SUFFIX[key[0]]}"
                 try:
                     item = load_plan(path) if key[0] is Plan else load_vector(path)
-                except (OSError, ValueError):
+                except Exception as error:  # a file may hold anything
                     if strict:
-                        raise
+                        raise ValueError(f"{path} cannot be read: {error!r}") from error
                     logger.exception("%s is left out", path)
+                    self._kept.pop(key, None)
                     continue
                 self._kept[key] = _Kept(item, stamp)
-            self._seen = seen
+            self._seen = found
             self.version += 1
+
+    def _files(self) -> dict[tuple[type, str], Stamp]:
+        """Every file with a valid name, and what changes when it does."""
+        assert self.folder is not None
+        found: dict[tuple[type, str], Stamp] = {}
+        try:
+            with os.scandir(self.folder) as entries:
+                for entry in entries:
+                    stem, dot, suffix = entry.name.rpartition(".")
+                    kind = _KIND.get(dot + suffix)
+                    if kind is not None and _NAME.fullmatch(stem):
+                        about = entry.stat()
+                        found[kind, stem] = (about.st_mtime_ns, about.st_size, about.st_ino)
+        except OSError as error:
+            raise ValueError(f"the folder of vectors cannot be read: {error.strerror}") from error
+        return found
 
     def _get(self, kind: type, name: str) -> Item:
         key = (kind, valid_name(name))
@@ -155,16 +181,6 @@ class Catalogue:
                 f"there is no {word} {name!r} here; register it, or ask which there are"
             )
         return kept.item
-
-    def _path(self, key: tuple[type, str]) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{key[1]}{_SUFFIX[key[0]]}"
-
-    def _stamp(self, key: tuple[type, str]) -> tuple[int, int] | None:
-        if self.folder is None or not self._path(key).is_file():
-            return None
-        about = self._path(key).stat()
-        return about.st_mtime_ns, about.st_size
 
 
 def valid_name(name: object) -> str:

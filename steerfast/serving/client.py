@@ -25,7 +25,7 @@ def openai_args(plan: Plan | Mapping[str, Any] | str, *, inline: bool = True) ->
     else:
         import json
 
-        text = json.dumps(plan)
+        text = json.dumps(dict(plan))
     return {"vllm_xargs": {FIELD: text}}
 
 

@@ -1,6 +1,6 @@
 """Dose: how much a plan adds at each site, in units of the stream's typical norm there.
 
-    dose(site) = max over phases of ( |delta| / s + sum |c| of add_relative + sum |t| / s of clamps )  *  max |gain|
+    dose(site) = max over phases of ( |delta| + what its reading terms add, at most ) / s  *  max |gain|
 
 with s the median stream norm of the site's layer, from the plan's own vectors. A plan that adds more than the stream holds
 drowns it: the model still answers, fluently or not, but hardly because of its prompt.
@@ -9,13 +9,12 @@ drowns it: the model still answers, fluently or not, but hardly because of its p
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from steerfast.lowering import Lowered
+from steerfast.lowering import Lowered, scaled
 from steerfast.plan import Plan
 from steerfast.sites import site_index, site_name
 from steerfast.term import Term
-
-_TARGETS = ("clamp", "floor", "ceiling", "feature_clamp")
 
 
 def dose(plan: Plan, lowered: Lowered) -> tuple[float, str]:
@@ -51,20 +50,37 @@ def _stream_norms(plan: Plan) -> dict[int, float]:
 
 
 def _reading(plan: Plan, site: int, norm: float) -> float:
-    """What relative and clamping terms may add there; phases aside, so an upper bound."""
+    """What terms that read may add there to a stream of the typical norm, at most; phases aside."""
     return sum(
-        _share(term, norm)
+        _share(plan, term, layer, norm)
         for term in plan.terms
         for layer in term.steered_layers
         if site_index(term.site, layer) == site
     )
 
 
-def _share(term: Term, norm: float) -> float:
+def _share(plan: Plan, term: Term, layer: int, norm: float) -> float:
+    written = _length(term.vector.at(layer))
+    if term.operator == "add":  # without a gate it is part of the delta
+        direction = scaled(plan.terms, term, layer)
+        return 0.0 if term.gate is None else abs(term.coefficient) * _length(direction) / norm
     if term.operator == "add_relative":
         return abs(term.coefficient)
     if term.operator == "signed":
         return abs(term.coefficient) / norm
-    if term.operator in _TARGETS:
+    if term.operator in ("clamp", "floor", "ceiling"):
         return abs(term.target or 0.0) / norm
+    if term.operator in ("map", "feature_clamp"):
+        assert term.read is not None
+        read = _length(term.read.at(layer)) * norm + abs(term.bias)
+        times = (
+            abs(term.coefficient) * read
+            if term.operator == "map"
+            else abs(term.target or 0.0) + read
+        )
+        return times * written / norm
     return 0.0
+
+
+def _length(direction: Tensor) -> float:
+    return float(torch.linalg.vector_norm(direction.double()))

@@ -81,7 +81,7 @@ class PlanReader:
     def _text(self, value: object) -> str:
         if isinstance(value, Mapping):
             try:
-                value = json.dumps(value)
+                value = json.dumps(dict(value))
             except (TypeError, ValueError, RecursionError) as error:
                 raise ValueError(
                     f"a plan given as a dict holds what JSON cannot: {error}"
@@ -111,9 +111,8 @@ class PlanReader:
             raise
         except RecursionError:
             raise ValueError("the plan is nested too deeply") from None
-        except Exception as error:  # whatever a client sends must end as its own error
-            logger.warning("a plan could not be read: %r", error)
-            raise ValueError(f"the plan cannot be read: {error!r}") from error
+        except Exception as error:
+            raise _unread("plan", error) from error
 
     def _checked(self, plan: Plan) -> Prepared | None:
         settings = self.settings
@@ -135,7 +134,12 @@ class PlanReader:
             raise ValueError(
                 "condition: this engine cannot decide conditions; leave it out, or use a gate on the terms"
             )
-        prepared = prepare(plan)
+        try:
+            prepared = prepare(plan)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise _unread("plan", error) from error
         if prepared is None:
             return None
         room = Cost(settings.slots, settings.rows, settings.programs)
@@ -174,10 +178,20 @@ def read_vector(text: str | bytes, name: str) -> SteeringVector:
         if not isinstance(data, dict):
             raise ValueError(f"a vector is a JSON object, got {type(data).__name__}")
         return vector_from_json({**data, "name": name})
-    except RecursionError:
-        raise ValueError("the vector is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"a vector is JSON text: {error}") from error
+    except ValueError:
+        raise
+    except RecursionError:
+        raise ValueError("the vector is nested too deeply") from None
+    except Exception as error:
+        raise _unread("vector", error) from error
+
+
+def _unread(what: str, error: Exception) -> ValueError:
+    """Whatever a client sends must end as its own error."""
+    logger.warning("a %s could not be read: %r", what, error)
+    return ValueError(f"the {what} cannot be read: {error!r}")
 
 
 def _refuse_inline(data: Any) -> None:

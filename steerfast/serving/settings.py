@@ -52,6 +52,13 @@ class Settings:
     admin_token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            value, kind = getattr(self, one.name), type(one.default)
+            fits = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
+            if not fits or (isinstance(value, bool) and kind is not bool):
+                raise ValueError(
+                    f"STEERFAST_{one.name.upper()} is {value!r}; wanted a {kind.__name__}"
+                )
         choice("STEERFAST_MODE", self.mode, Mode)
         for name in ("slots", "rows", "max_plan_bytes", "max_terms", "max_vectors"):
             if getattr(self, name) < 1:

@@ -38,6 +38,10 @@ class FixedRows(RowBuffers):
         self._written = rows
         return self.at(rows)
 
+    def unsteered(self, rows: int) -> Rows:
+        self.clear()
+        return self.at(rows)
+
     def put(self, rows: Rows) -> None:
         """A route that is on the device already."""
         count = len(rows.slot)
