@@ -66,7 +66,7 @@ struct SteerParams {
   // x itself, where the stream is to stay in two halves: it becomes 0 in rows that are steered, and
   // rows that are not are left as they are. Else null. Not with a norm.
   void* emptied = nullptr;
-  int64_t rows = 0, width = 0;   // N, D
+  int64_t rows = 0, width = 0;  // N, D
   int64_t x_stride = 0, residual_stride = 0, stream_stride = 0, normed_stride = 0;
   float eps = 0.f;
   // round(weight * stream * rstd) with no rounding in between (what vLLM's kernel does), instead of

@@ -31,13 +31,8 @@ class Front:
             self.reason = "its configuration was made without the plugin"
         if self.reason is None:
             text = config.model_config.hf_text_config
-            # The pipeline keeps what conditions decide on one stage only.
-            alone = config.parallel_config.pipeline_parallel_size == 1
             self.reader = PlanReader(
-                settings_of(config),
-                text.num_hidden_layers,
-                text.hidden_size,
-                conditions=alone and False,
+                settings_of(config), text.num_hidden_layers, text.hidden_size, conditions=False
             )
         self.process = os.getpid()
         _every.add(self)
