@@ -83,7 +83,9 @@ def test_put_replace_and_remove(kind, shared, folder):
     others = [one, Catalogue(path)] if shared else [one]
     for value in (1, 2):
         for name in GOOD:
+            version = one.version
             one.put(name, ITEMS[kind](value))
+            assert one.version > version
         for each in [*others, *([Catalogue(path)] if shared else [])]:
             version = each.version
             for name in GOOD:
@@ -268,7 +270,7 @@ INLINE = vector_to_json(vector(1))
     ids=lambda change: str(change)[:30],
 )
 def test_a_vector_that_cannot_be_read_is_refused(change):
-    assert read_vector(json.dumps(INLINE), "x").digest == vector(1).digest
+    assert read_vector(json.dumps(INLINE), "v") == vector(1) != read_vector(json.dumps(INLINE), "x")
     with pytest.raises(ValueError, match=r"vector|provenance"):
         read_vector(json.dumps({**INLINE, **change}), "x")
 

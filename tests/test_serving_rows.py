@@ -166,10 +166,10 @@ def make_batch(chance, engine, order):
         req_ids=[f"request {seat}" for seat in order],
         num_reqs=len(order),
         num_tokens_after_padding=total + padding,
-        query_start_loc=torch.tensor([*ends, *[total] * 3], dtype=torch.int32),
+        query_start_loc=torch.tensor([*ends, *[total + 7] * 3], dtype=torch.int32),
         idx_mapping=torch.tensor([*indices, 0, 0], dtype=torch.int32),
         positions=torch.tensor([*positions, *[3] * (padding + 5)]),
-        is_padding=torch.tensor([False] * total + [True] * (padding + 5)),
+        is_padding=torch.tensor([False] * total + [chance.random() < 0.5] * (padding + 5)),
     ), list(zip(order, first, counts, strict=True))
 
 
@@ -194,7 +194,7 @@ def test_a_batch_is_routed_by_its_requests_and_its_padding_by_none(seed):
 
 
 INVENTED = ["req_0_" + 32 * "a", "req_17_0123abcd-0123-4567-89ab-0123456789ab"]
-STRANGE = ["request 99", "req_0", "req_x_" + 32 * "a", "req_0_" + 31 * "a", "x" + INVENTED[0]]
+STRANGE = ["request 99", "req_0", "req_x_" + 32 * "a", "req_0_" + 31 * "a", INVENTED[0] + "a"]
 
 
 @pytest.fixture
