@@ -170,6 +170,7 @@ BROKEN = {
     "format.safetensors": {"steerfast": json.dumps({**ABOUT, "format": "steerfast.vector/9"})},
     "norm.safetensors": {"steerfast": json.dumps({**ABOUT, "stream_norms": {"0": 10**400}})},
     "folder.safetensors": None,
+    "link.safetensors": "nowhere",
 }
 
 
@@ -179,6 +180,8 @@ def test_a_broken_file_stops_the_start_and_later_is_logged_and_left_out(name, fo
     one.put("joy", vector(1))
     if content is None:
         path.mkdir()
+    elif isinstance(content, str):
+        path.symlink_to(content)
     elif isinstance(content, bytes):
         path.write_bytes(content)
     else:

@@ -152,6 +152,7 @@ def two(one, coefficient, **fields):
         (two(B, 0.5, layers=(0,), operator="add_relative"), (5.5, AT0)),
         (two(A, 3.0, layers=(0,), select="generated"), (7.5, AT0)),
         (two(BARE, 1.0), (math.sqrt(7**2 + 9**2 + 1) / 2, AT0)),
+        (two(BARE, 0.5), (math.sqrt(6.5**2 + 8.5**2 + 0.25) / 2, AT0)),
     ],
 )
 def test_the_dose_is_the_closed_form(given, wanted):

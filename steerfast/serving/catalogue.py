@@ -164,8 +164,7 @@ class Catalogue:
                     stem, dot, suffix = entry.name.rpartition(".")
                     kind = _KIND.get(dot + suffix)
                     if kind is not None and _NAME.fullmatch(stem):
-                        about = entry.stat()
-                        found[kind, stem] = (about.st_mtime_ns, about.st_size, about.st_ino)
+                        found[kind, stem] = _stamp(entry)
         except OSError as error:
             raise ValueError(f"the folder of vectors cannot be read: {error.strerror}") from error
         return found
@@ -181,6 +180,15 @@ class Catalogue:
                 f"there is no {word} {name!r} here; register it, or ask which there are"
             )
         return kept.item
+
+
+def _stamp(entry: os.DirEntry[str]) -> Stamp:
+    """Of a file; a link that leads nowhere has one too, so that reading it is what fails."""
+    try:
+        about = entry.stat()
+    except OSError:
+        return 0, 0, entry.inode()
+    return about.st_mtime_ns, about.st_size, about.st_ino
 
 
 def valid_name(name: object) -> str:
