@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steerfast import extract_corpora, extract_pairs
+from steerfast import attach, extract_corpora, extract_pairs, steer
 from steerfast.contrast import ContrastPair
 from steerfast.extract import continuation_start, with_stream_norms
 from steerfast.stream_norms import NormHistogram
@@ -142,3 +142,77 @@ def test_refusals(tiny):
 def test_where_a_continuation_starts(tiny):
     _, tokenizer, _ = tiny
     assert continuation_start(tokenizer, "abc", " d") == 3
+
+
+def recorded(model):
+    """The shapes of the ids that the decoder is called with from now on."""
+    shapes = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    return shapes
+
+
+QUESTION = ContrastPair("Is it going to rain on the hills tomorrow? I say: ", "yes", "no")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("position", ["last", "mean", -2])
+def test_a_prompt_is_read_once_for_both_of_its_continuations(tiny, attention, position):
+    model, tokenizer, _ = tiny
+    whole = extract_pairs(model, tokenizer, [QUESTION] * 2, name="v", position=position)
+    alone = [
+        streams(model, tokenizer, QUESTION.prompt + tail)
+        for tail in (QUESTION.positive, QUESTION.negative)
+    ]
+    first = len(tokenizer(QUESTION.prompt)["input_ids"])
+    pick = {
+        "last": lambda s: s[:, -1],
+        "mean": lambda s: s[:, first:].mean(1),
+        -2: lambda s: s[:, -2],
+    }
+    wanted = pick[position](alone[0]) - pick[position](alone[1])
+    model.set_attn_implementation(attention)
+    shapes = recorded(model)
+    vector = extract_pairs(model, tokenizer, [QUESTION], name="v", position=position)
+    assert shapes == [(1, first + len("yes") + len("no"))]
+    for layer in vector.layers:
+        torch.testing.assert_close(vector.at(layer).double(), wanted[layer], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(vector.at(layer), whole.at(layer), rtol=1e-5, atol=1e-5)
+    assert dict(whole.stream_norms) == pytest.approx(dict(vector.stream_norms), rel=0.003)
+
+
+def test_a_continuation_may_be_the_beginning_of_the_other(tiny):
+    model, tokenizer, _ = tiny
+    pair = ContrastPair("They said ", "yes", "yes indeed")
+    shapes = recorded(model)
+    vector = extract_pairs(model, tokenizer, [pair], name="v")
+    assert shapes == [(1, len(tokenizer("They said yes indeed")["input_ids"]))]
+    wanted = (
+        streams(model, tokenizer, "They said yes")[:, -1]
+        - streams(model, tokenizer, "They said yes indeed")[:, -1]
+    )
+    torch.testing.assert_close(
+        torch.stack([vector.at(layer) for layer in range(4)]).double(), wanted, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_model_that_is_steered_meanwhile_reads_texts_apart(tiny):
+    """Its route is made from a 2-D mask."""
+    model, tokenizer, _ = tiny
+    plain = extract_pairs(model, tokenizer, [QUESTION], name="v")
+    shapes = recorded(model)
+    plan = steer(plain, 0.5, layers=[0])
+    with attach(model) as handle, handle.use(plan), pytest.warns(match="of the steered model"):
+        steered = extract_pairs(model, tokenizer, [QUESTION], name="v")
+    assert [rows for rows, _ in shapes] == [2]
+    assert not torch.allclose(steered.at(3), plain.at(3))
+
+
+def test_rows_of_near_lengths_share_a_batch(tiny):
+    model, tokenizer, _ = tiny
+    shapes = recorded(model)
+    texts = ["a" * (40 if index % 2 else 3) for index in range(16)]
+    extract_corpora(model, tokenizer, texts, texts[:1], name="v", batch_size=4)
+    assert sorted(length for _, length in shapes)[:2] == [3, 3]  # not padded to 40
+    assert sum(rows for rows, _ in shapes) == 17

@@ -32,7 +32,7 @@ RANKS = {
     2: ("kernels", "_C"),
     3: ("backends", "arguments", "ops", "triton_ops", "router", "route", "verdicts"),
     4: ("models",),
-    5: ("extract", "serving", "experiments", "texts", "environment"),
+    5: ("extract", "stream_means", "serving", "experiments", "texts", "environment"),
     6: ("cli", "plots", "figures", "report"),
 }
 RANK = {module: rank for rank, modules in RANKS.items() for module in modules}
