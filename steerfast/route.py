@@ -148,12 +148,15 @@ class RowBuffers:
     def to(self, device: torch.device) -> None:
         """Start anew on another device."""
         self.device = device
+        # Who has written the buffers last, where it may find them as they are; None once anybody has asked for them.
+        self.written_by: object = None
         self._lines: dict[int, Tensor] = {}
         self._never: dict[int, Tensor] = {}
         self._staging: dict[int, Staging] = {}
 
     def at(self, rows: int) -> Rows:
         """The buffers of N rows."""
+        self.written_by = None
         return self._rows(self._buffer(rows, self._lines), rows)
 
     def fill(self, rows: int, write: Callable[[NDArray[np.int32]], object]) -> Rows:

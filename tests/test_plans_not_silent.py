@@ -202,3 +202,64 @@ def test_a_generation_goes_on_behind_another_forward():
 
         tokens, scores = scores_of(model, [PROMPT], stopping_criteria=[ask])
     close(scores[0], expected(PROMPT, plan, tokens[0]))
+
+
+class Counted:
+    """A router that counts how often it fills."""
+
+    def __init__(self, router):
+        self.router, self.fills = router, 0
+
+    def __getattr__(self, name):
+        return getattr(self.router, name)
+
+    def fill(self, *args):
+        self.fills += 1
+        return self.router.fill(*args)
+
+
+def test_a_route_that_has_settled_is_left_as_it_is_until_something_changes():
+    """What a decode step does not fill again must be what it would have filled."""
+    start = len(PROMPT)
+    ends = steer(vector(1), 2.0, select=Positions(0, start + 3))
+    whole, other = steer(vector(2), 1.5), steer(vector(3), -2.0)
+    ids = torch.tensor([PROMPT, PROMPT[::-1]])
+    with (
+        attach(llama()) as handle,
+        handle.use([ends, whole]) as use,
+        handle.generating(ids) as loop,
+    ):
+        routing = handle._shared.routing
+        routing.router = Counted(routing.router)
+
+        def slots():
+            """The slots of the next token."""
+            loop.step(1)
+            handle.model(ids[:, :1])
+            return routing.rows.slot.tolist()
+
+        loop.step(start)
+        handle.model(ids)
+        first, second = slots()
+        assert (first >= 0, second >= 0) == (True, True)
+        assert slots() == slots() == [first, second]
+        assert routing.router.fills == 3
+        assert slots() == slots() == slots() == [-1, second]  # the first plan has ended
+        assert routing.router.fills == 4
+        handle.model(torch.tensor([[5, 6], [7, 8]]))  # somebody else's rows, two for each
+        assert slots() == [-1, second]
+        use.change([other, whole])
+        changed = slots()
+        assert changed[0] >= 0
+        assert changed[1] == second
+        with handle.generating(ids) as beside:  # another generation of as many rows
+            beside.step(start)
+            handle.model(ids)
+            beside.step(1)
+            handle.model(ids[:, :1])
+        fills = routing.router.fills
+        assert slots() == changed
+        assert routing.router.fills == fills + 1
+        loop.step(2)  # more rows than before
+        handle.model(ids[:, :2])
+        assert routing.rows.slot.tolist() == [changed[0]] * 2 + [second] * 2

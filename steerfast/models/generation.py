@@ -29,14 +29,14 @@ class Generation:
 
     def __init__(self, tokens: Tensor | None, mask: Tensor | None, width: int) -> None:
         self.tokens, self.mask, self.width = tokens, mask, width
-        self._complete = False  # the whole prompt has been seen, so its lengths are final
+        self.complete = False  # the whole prompt has been seen, so its lengths are final
         self._lengths: tuple[int, ...] = ()
 
     def route(
         self, routing: Routing, batch: int, length: int, mask: Tensor | None, seen: int
     ) -> None:
         """Route the next ``length`` columns of every row, after ``seen``."""
-        if not self._complete:
+        if not self.complete:
             self._learn(routing, batch, mask, seen)
         if len(self._lengths) != batch:
             raise SteerfastError(
@@ -45,7 +45,7 @@ class Generation:
             )
         if not routing.serves(self):  # other plans since the last step, or somebody else's rows
             self._begin(routing, seen, going_on=True)
-        if self._complete and seen >= self.width:
+        if self.complete and seen >= self.width:
             routing.decode_step(np.array(self._lengths) + (seen - self.width), length)
         else:
             routing.prompt_step(batch, length, mask, seen, self.width)
@@ -65,7 +65,7 @@ class Generation:
             going_on = bool(self._lengths)
             self._lengths = known
             self._begin(routing, seen, going_on)
-        self._complete = missing == 0
+        self.complete = missing == 0
 
     def _begin(self, routing: Routing, seen: int, going_on: bool) -> None:
         prompts = self._prompts(routing)
@@ -105,8 +105,10 @@ class Loop:
             self.seen = seen
         routing = self._shared.routing
         routing.check_batch(self._batch, exact=False)
-        mask = self._mask
-        if mask is not None:  # of the prompt; behind it all are tokens
+        mask, generation = self._mask, self._generation
+        if generation.complete and self.seen >= generation.width:
+            mask = None  # behind the prompt all are tokens
+        if mask is not None:
             mask = mask[:, : self.seen + length]
             more = self.seen + length - mask.shape[1]
             mask = torch.nn.functional.pad(mask, (0, more), value=1)

@@ -51,6 +51,10 @@ class Routing:
         self.knows_generate = True  # the model that generates is patched too
         self._unknown: SteerfastError | None = None  # why a bare forward cannot be routed
         self._assigned_for: object = None  # the generation whose rows the route is made of, if any
+        self._settled_rows: Rows
+        self._settles_at = (
+            0  # from this position on, no row of that generation changes its slot or gain
+        )
         self._start(table.device)
         self.rows = self.buffers.idle(1)
 
@@ -298,7 +302,9 @@ class Routing:
             )
         kept = self.verdicts.keep(entries) if going_on else None
         each = self._assign_rows(entries, lengths, prompts)
-        self._assigned_for = generation
+        self._assigned_for, self.buffers.written_by = generation, None
+        last = [0, *(places[-1] for one in each for places in (one.starts, one.gain_at) if places)]
+        self._settles_at = max(last)
         if kept is not None:
             self.verdicts.restore(kept)
         if len(each) > self.router.seats:
@@ -324,17 +330,22 @@ class Routing:
     def decode_step(self, first: NDArray[np.int64], length: int) -> None:
         """Fill the buffers for ``length`` generated tokens of every row, from positions ``first`` on."""
         self._begin()
-        batch = len(first)
-        if not self.active:
-            self.rows = self.buffers.unsteered(batch * length)
+        rows = len(first) * length
+        settled = self._assigned_for, rows
+        if self.buffers.written_by == settled:  # most steps: nothing has changed since the last
+            self.rows = self._settled_rows
             return
-        counts = np.full(batch, length)
-        seats = np.arange(batch)
-        self.rows = self.buffers.fill(
-            batch * length, lambda rows: self.router.fill(seats, first, counts, rows)
-        )
-        if self.conditional:
+        if not self.active:
+            self.rows = self.buffers.unsteered(rows)
+        else:
+            counts, seats = np.full(len(first), length), np.arange(len(first))
+            self.rows = self.buffers.fill(
+                rows, lambda lines: self.router.fill(seats, first, counts, lines)
+            )
+        if self.conditional:  # verdicts follow positions, and the gains what was decided
             self.rows.gain.copy_(self.verdicts.gain(self.rows.base, self.rows.seat))
+        elif int(first.min()) >= self._settles_at:
+            self.buffers.written_by, self._settled_rows = settled, self.rows
 
     def nothing(self, rows: int) -> None:
         """For a layer called by itself: no row is steered."""
