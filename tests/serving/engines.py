@@ -106,10 +106,15 @@ def engine(folder: Path, **options: Any) -> Iterator[Any]:
         gc.collect()
 
 
-def answers(llm: Any, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
-    """RequestOutputs of a batch."""
+def answers(
+    llm: Any, prompts: Sequence[Sequence[int]], params: Sequence[Any], lora: Any = None
+) -> list[Any]:
+    """RequestOutputs of a batch; lora: None, or a LoRARequest or None for each."""
     return llm.generate(
-        [{"prompt_token_ids": list(ids)} for ids in prompts], list(params), use_tqdm=False
+        [{"prompt_token_ids": list(ids)} for ids in prompts],
+        list(params),
+        use_tqdm=False,
+        lora_request=lora,
     )
 
 

@@ -7,13 +7,13 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from engines import JOY, prompt
 
@@ -54,13 +54,41 @@ def running(script: Path, folder: Path):
     try:
         yield process
     finally:
-        subprocess.run(
-            [Path(sys.executable).parent / "ray", "stop", "--force"],
-            capture_output=True,
-            check=False,
-        )
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        end(process, script.parent / "vectors")
+
+
+def left(session: int, vectors: Path) -> list[psutil.Process]:
+    """What the example has started, and they in turn, wherever their parents are: all that is in its session or has its
+    environment.
+
+    Ray gives each worker a process group of its own and, when it ends, kills workers without the engines below them, which
+    then belong to process 1. Some (not all) overwrite their environment with a title.
+    """
+    found = []
+    for one in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if one.status() != psutil.STATUS_ZOMBIE and (
+                os.getsid(one.pid) == session
+                or one.environ().get("STEERFAST_VECTORS") == str(vectors)
+            ):
+                found.append(one)
+    return found
+
+
+def end(process: subprocess.Popen, vectors: Path) -> None:
+    """Nothing of it survives; Ray and vLLM of other people on the machine do."""
+    # Asked first: who tidies shared memory does so once its clients are gone. Killed again and again, as some start others.
+    for what, seconds, often in (("terminate", 15, False), ("kill", 10, True)):
+        asked: set[psutil.Process] = set()
+        deadline = time.monotonic() + seconds
+        while (rest := left(process.pid, vectors)) and time.monotonic() < deadline:
+            for one in rest if often else set(rest) - asked:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    getattr(one, what)()
+            asked.update(rest)
+            time.sleep(0.2)
+    process.wait(10)
+    assert not rest, rest
 
 
 def test_data(folder, oracle, tmp_path):
