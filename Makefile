@@ -1,7 +1,8 @@
 # make demo    set up, then steer a real model
 # make test    set up, then linters and the whole test suite
 # make setup   .venv with pinned dependencies and the built extension; what the others start with
-# make bench   the benchmarks, saved to benchmarks/results
+# make bench   the benchmarks, saved to benchmarks/results, and the documents' tables made anew
+# make bench-serving   that of vLLM, in .venv-vllm
 # make test-serving   the tests with vLLM and Ray, in .venv-vllm (Python 3.11 or later, x86)
 #
 # PYTHON chooses the interpreter that .venv is made from (3.10 or later).
@@ -12,7 +13,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
 SERVING := .venv-vllm/bin
 
-.PHONY: setup demo test test-serving lint bench clean
+.PHONY: setup demo test test-serving lint bench bench-serving clean
 
 setup: .venv/.built
 
@@ -61,10 +62,24 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
+# Under 15 minutes on two cores, the peers' environments (.venv-peers) included. Leave the machine alone meanwhile.
+MODEL := build/SmolLM2-135M-Instruct
 bench: setup
+	$(BIN)/steerfast checkpoint $(MODEL)    # reading GGUF anew would take each script twenty seconds
 	$(BIN)/python benchmarks/bench_ops.py --save
-	$(BIN)/python benchmarks/bench_decode.py --save
-	$(BIN)/python benchmarks/bench_sweep.py --save
+	$(BIN)/python benchmarks/bench_roofline.py --save
+	$(BIN)/python benchmarks/bench_scale.py --save
+	$(BIN)/python benchmarks/bench_router.py --save
+	$(BIN)/python benchmarks/bench_decode.py --model $(MODEL) --steps 80 --save
+	$(BIN)/python benchmarks/bench_decode.py --model $(MODEL) --steps 80 --batch 16 --vectors 8 --operator clamp --save
+	$(BIN)/python benchmarks/bench_peers.py --model $(MODEL) --save
+	$(BIN)/python benchmarks/bench_extract.py --model $(MODEL) --count 3 --save
+	$(BIN)/python benchmarks/bench_sweep.py --model $(MODEL) --behaviours myopic --prompts 1 --cells 8 --save
+	$(BIN)/python benchmarks/report.py --write
+
+bench-serving: setup .venv-vllm/.built
+	$(SERVING)/python benchmarks/bench_serving.py --save
+	$(BIN)/python benchmarks/report.py --write
 
 clean:
-	rm -rf .venv .venv-vllm build steerfast/lib steerfast/_C.*.so *.egg-info
+	rm -rf .venv .venv-vllm .venv-peers build steerfast/lib steerfast/_C.*.so *.egg-info

@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import torch
 from decode_runners import MODES, SPREADS, Runner, bank, op_times, plans_for
+from shapes import DTYPES, SHAPES, random_model
 
 from steerfast.models.load import load_model
 
 SEED = 0
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SHAPES = {
-    "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000},
-    "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "vocab_size": 512},
-}  # fmt: skip
 PROMPT = 16
-
-
-def random_model(shape: str, dtype: torch.dtype) -> Any:
-    """A Llama of a known shape with random weights, made where it will run."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(SEED)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.device(device):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            return LlamaForCausalLM(LlamaConfig(**SHAPES[shape])).eval()
-        finally:
-            torch.set_default_dtype(before)
 
 
 @torch.inference_mode()
@@ -55,7 +35,9 @@ def step_times(
     generator = torch.Generator().manual_seed(SEED)
     vocabulary, device = int(model.config.vocab_size), next(model.parameters()).device
     prompt = torch.randint(vocabulary, (batch, PROMPT), generator=generator).to(device)
-    following = torch.randint(vocabulary, (steps, batch, 1), generator=generator).to(device)
+    warm = 2  # steps that are not counted
+    shape = steps + warm, batch, 1
+    following = torch.randint(vocabulary, shape, generator=generator).to(device)
     nothing: list[Any] = [None] * batch
     runners = {
         "stock": Runner(model, prompt, mode),
@@ -65,24 +47,15 @@ def step_times(
     }
     if hooks and mode == "eager":
         runners["hooks"] = Runner(model, prompt, mode, plans=plans, hooks=True)
-    names = list(runners)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for warm in range(2):
-        for runner in runners.values():
-            runner.step(following[warm])
-    for number, tokens in enumerate(following):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            runners[name].step(tokens)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(1e3 * (time.perf_counter() - begin))
+    left = {name: iter(following) for name in runners}
+    versions = {
+        name: (lambda runner=runner, left=left[name]: runner.step(next(left)))
+        for name, runner in runners.items()
+    }
+    times = harness.single_calls(versions, steps)
     for runner in runners.values():
         runner.close()
-    return times
+    return {name: [us / 1e3 for us in series] for name, series in times.items()}
 
 
 def measured(

@@ -37,6 +37,7 @@ from steerfast.reference import Steering
 SEED = 0
 EPS = 1e-5
 ROWS = (1, 16, 64, 512, 4096)
+FEWER_ROWS = {576: (1, 64), 4096: (1, 64, 4096)}
 GPU_ROWS = (1, 16, 64, 256, 1024, 4096, 16384)
 WIDTHS = (576, 4096)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -124,45 +125,46 @@ def compiled(form_name: str, dtype: torch.dtype, width: int, rows: int) -> Calla
     return lambda: function(x, residual, weight, EPS, steering)
 
 
-def measure(cases: list[Case], rounds: int, *, with_compiled: bool) -> list[dict[str, Any]]:
+def measure(cases: list[Case], rounds: int, also_compiled: list[Case]) -> list[dict[str, Any]]:
     """One result line per case: microseconds, and the ratios that bars are set on."""
     lines = []
     on_gpu = torch.cuda.is_available()
     bandwidth = gpu_timing.copy_bandwidth() if on_gpu else None
     floor = gpu_timing.launch_floor() if on_gpu else None
-    for form, dtype, width, rows in cases:
+    for case in cases:
+        form, dtype, width, rows = case
         with torch.inference_mode():
             if on_gpu:
                 times = _on_gpu(form, DTYPES[dtype], width, rows, rounds)
             else:
                 found = versions(form, DTYPES[dtype], width, rows)
-                if with_compiled:
+                if case in also_compiled:
                     found["compiled"] = compiled(form, DTYPES[dtype], width, rows)
-                times = harness.interleave(found, rounds=rounds)
-        line = {"bench": "ops", "form": form, "dtype": dtype, "D": width, "N": rows, "us": times}
-        line |= ratios(times)
+                times = harness.in_turn(found, rounds=rounds)
+        us = {name: harness.summary(series) for name, series in times.items()}
+        line = {"bench": "ops", "form": form, "dtype": dtype, "D": width, "N": rows, "us": us}
+        line |= {"rounds": rounds, "ratios": ratios(times)}
+        line |= {name: ratio["ratio"] for name, ratio in line["ratios"].items()}
         if on_gpu:
             moved = 4 * rows * width * DTYPES[dtype].itemsize
-            share = moved / (times["steered"]["median"] * 1e-6) / bandwidth
+            share = moved / (us["steered"]["median"] * 1e-6) / bandwidth
             line |= {"bytes": moved, "of_copy": share, "copy": bandwidth, "launch_us": floor}
         lines.append(line)
-        shown = "  ".join(f"{name} {time['median']:.1f}" for name, time in times.items())
+        shown = "  ".join(f"{name} {time['median']:.1f}" for name, time in us.items())
         print(f"{form:>9} {dtype} D={width} N={rows:<5} us: {shown}", file=sys.stderr)
     return lines
 
 
-def _on_gpu(
-    form: str, dtype: torch.dtype, width: int, rows: int, rounds: int
-) -> dict[str, dict[str, float]]:
+def _on_gpu(form: str, dtype: torch.dtype, width: int, rows: int, rounds: int) -> harness.Series:
     sets = gpu_timing.sets_needed(2 * rows * width * dtype.itemsize)
     found = [versions(form, dtype, width, rows, "cuda", seed) for seed in range(min(sets, 8))]
-    return gpu_timing.interleave(
+    return gpu_timing.in_turn(
         {name: [one[name] for one in found] for name in found[0]}, rounds=rounds
     )
 
 
-def ratios(times: dict[str, dict[str, float]]) -> dict[str, float]:
-    median = {name: time["median"] for name, time in times.items()}
+def ratios(times: harness.Series) -> dict[str, dict[str, float]]:
+    """{name: ratio, p20, p80}, round by round."""
     pairs = {
         "speedup_vs_eager": ("eager", "steered"),
         "speedup_vs_batched": ("batched", "steered"),
@@ -173,9 +175,9 @@ def ratios(times: dict[str, dict[str, float]]) -> dict[str, float]:
         "a_over_a": ("steered A/A", "steered"),
     }
     return {
-        name: median[above] / median[below]
+        name: harness.ratio_of(times[above], times[below])
         for name, (above, below) in pairs.items()
-        if above in median
+        if above in times
     }
 
 
@@ -184,12 +186,14 @@ def collapsed(rows: int, rounds: int) -> dict[str, Any]:
     with torch.inference_mode():
         one = versions("additive", torch.bfloat16, 4096, rows)["steered"]
         sixteen = versions("additive16", torch.bfloat16, 4096, rows)["steered"]
-        times = harness.interleave({"k1": one, "k16": sixteen, "k1 A/A": one}, rounds=rounds)
-    median = {name: time["median"] for name, time in times.items()}
-    found = {"bench": "ops_k", "dtype": "bfloat16", "D": 4096, "N": rows, "us": times}
-    found["k16_over_k1"] = median["k16"] / median["k1"]
-    found["a_over_a"] = median["k1 A/A"] / median["k1"]
-    return found
+        times = harness.in_turn({"k1": one, "k16": sixteen, "k1 A/A": one}, rounds=rounds)
+    us = {name: harness.summary(series) for name, series in times.items()}
+    found = {"bench": "ops_k", "dtype": "bfloat16", "D": 4096, "N": rows, "us": us}
+    found["ratios"] = {
+        "k16_over_k1": harness.ratio_of(times["k16"], times["k1"]),
+        "a_over_a": harness.ratio_of(times["k1 A/A"], times["k1"]),
+    }
+    return found | {name: ratio["ratio"] for name, ratio in found["ratios"].items()}
 
 
 def main() -> None:
@@ -203,12 +207,14 @@ def main() -> None:
     quick = [("additive", "bfloat16", 4096, n) for n in ((1, 64, 16384) if on_gpu else (1, 64))]
     quick += [("mixed", "bfloat16", 4096, n) for n in (1, 64)]
     full = [
-        (f, t, d, n) for f in ("additive", "mixed") for t in DTYPES for d in WIDTHS for n in rows
+        (f, t, d, n)
+        for f in ("additive", "mixed")
+        for t in DTYPES
+        for d in WIDTHS
+        for n in (rows if on_gpu or (t, d) == ("bfloat16", 4096) else FEWER_ROWS[d])
     ]
-    cases, rounds = (quick, 11) if arguments.quick else (full, 9)
-    lines = measure(cases, rounds, with_compiled=False)
-    if not (arguments.quick or on_gpu):
-        lines += measure(quick, rounds, with_compiled=True)
+    cases, rounds = (quick, 11) if arguments.quick else (full, 7)
+    lines = measure(cases, rounds, [] if arguments.quick or on_gpu else quick)
     if not on_gpu:
         lines += [collapsed(n, 25) for n in (1, 64)]
     lines = [{**line, **harness.setting(SEED)} for line in lines]
@@ -247,16 +253,14 @@ def _bars(lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("rows", [1, 64, 512])
 @pytest.mark.parametrize("form", ["additive", "mixed"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("version", ["eager", "unsteered", "steered", "plain"])
-def test_op(benchmark: Any, version: str, rows: int, width: int, dtype: str, form: str) -> None:
-    """The door for pytest-benchmark: ``pytest benchmarks --benchmark-only -k "64 and 4096"``."""
-    benchmark.group = f"{form}, {dtype}, D={width}, N={rows}"
+def test_op(benchmark: Any, version: str, form: str, rows: int) -> None:
+    """The door for pytest-benchmark: ``pytest benchmarks --benchmark-only -k "64 and mixed"``."""
+    benchmark.group = f"{form}, bfloat16, D=4096, N={rows}"
     with torch.inference_mode():
-        benchmark(versions(form, DTYPES[dtype], width, rows)[version])
+        benchmark(versions(form, torch.bfloat16, 4096, rows)[version])
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
 import torch
-from bench_decode import DTYPES, random_model
+from shapes import DTYPES, random_model
 
 from steerfast import Plan, SteeringVector
 from steerfast.experiments import questions
@@ -230,7 +230,9 @@ def speedup(times: dict[str, dict[str, list[float]]], slow: str, fast: str) -> d
         / sum(each[fast][number] for each in times.values())
         for number in range(rounds)
     ]
-    return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    each = harness.summary(ratios)
+    extremes = {"low": min(ratios), "high": max(ratios)}
+    return {"ratio": each["median"], "p20": each["p20"], "p80": each["p80"], **extremes}
 
 
 def main() -> None:
@@ -239,11 +241,12 @@ def main() -> None:
     parser.add_argument("--shape", help="a random model of this shape instead: llama-2-7b, tiny")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--data", help="folder of questions, as for `steerfast study behaviours`")
+    parser.add_argument("--behaviours", nargs="+", help="default: all five")
     parser.add_argument("--prompts", type=int, default=4, help="questions of each behaviour, of 50")
     parser.add_argument(
         "--cells", type=int, default=40, help="cells of each behaviour by the loops"
     )
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="one behaviour, one round")
     parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
     parser.add_argument("--save", action="store_true", help="append to results/sweep.jsonl")
@@ -255,7 +258,9 @@ def main() -> None:
     else:
         model, tokenizer, label = load_model(arguments.model, dtype=dtype)
         tokenize = partial(encode, tokenizer)
-    names = questions.PAPER_ORDER if arguments.data else questions.shipped()
+    names = arguments.behaviours or (
+        questions.PAPER_ORDER if arguments.data else questions.shipped()
+    )
     if arguments.quick:
         names, arguments.rounds = names[-1:], 1
         arguments.prompts, arguments.cells = min(arguments.prompts, 2), min(arguments.cells, 16)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything worth doing on a machine with a GPU, most valuable first, in under fifteen minutes:
+# Everything worth doing on a machine with a GPU, most valuable first, in under twenty minutes:
 #
 #   benchmarks/gpu_check.sh [OUT]
 #
@@ -52,13 +52,17 @@ step bench-decode-7b-reads 120 "$python" benchmarks/bench_decode.py --shape llam
   --vectors 8 --operator clamp --steps 100 --save
 step bench-sweep-7b 180 "$python" benchmarks/bench_sweep.py --shape llama-2-7b --dtype bfloat16 --prompts 2 --cells 20 --save
 step bench-decode-7b-eager 120 "$python" benchmarks/bench_decode.py --shape llama-2-7b --batch 1 32 --steps 60 --save
+step bench-roofline 90 "$python" benchmarks/bench_roofline.py --save
+step bench-scale 120 "$python" benchmarks/bench_scale.py --save
+# Without their libraries, which such a machine may not be able to fetch: a hook, wrapped blocks, steerfast.
+step bench-peers 120 "$python" benchmarks/bench_peers.py --shape llama-2-7b --save --environments
 step bench-ops 150 "$python" benchmarks/bench_ops.py --save
 # vLLM is not on every machine; a CUDA build of it brings the second runner and captured graphs.
 if "$python" -c 'import vllm' 2>/dev/null; then
   step serving-gpu 600 "$python" -m pytest -q -m gpu tests/serving
   step bench-serving 300 "$python" benchmarks/bench_serving.py --save
 fi
-cp -f benchmarks/results/{ops,decode,sweep,serving}.jsonl "$out/" 2>/dev/null
+cp -f benchmarks/results/{ops,decode,sweep,serving,roofline,scale,peers}.jsonl "$out/" 2>/dev/null
 {
   echo
   echo "Last line of the quick op benchmark:"

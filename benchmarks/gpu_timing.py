@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from harness import summary
+from harness import Series, rotated, summary
 
 COLD_BYTES = 256 << 20  # inputs that rotate over this much leave no cache warm
 MOST_SETS = 256
@@ -32,28 +32,33 @@ def graph_of(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def interleave(
+def in_turn(
     versions: Mapping[str, Sequence[Callable[[], object]]],
     *,
     rounds: int = 15,
     round_ms: float = 20.0,
-) -> dict[str, dict[str, float]]:
-    """{name: {median, p20, p80}} in microseconds of device time per call; each version is a list of calls,
-    one per input set. A round replays every version's graph in turn, starting with another one each time."""
+) -> Series:
+    """Microseconds of device time per call of each version, round by round; a version is a list of calls, one
+    per input set. A round replays every version's graph in turn, starting with another one each time."""
     graphs = {name: graph_of(calls) for name, calls in versions.items()}
     replays = {}
     for name, graph in graphs.items():
         _timed(graph, 1)
         once = _timed(graph, 1)
         replays[name] = max(1, int(round_ms / max(once, 1e-3)))
-    times: dict[str, list[float]] = {name: [] for name in graphs}
-    names = list(graphs)
+    times: Series = {name: [] for name in graphs}
     for number in range(rounds):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in rotated(list(graphs), number):
             milliseconds = _timed(graphs[name], replays[name])
             times[name].append(1e3 * milliseconds / (replays[name] * len(versions[name])))
-    return {name: summary(series) for name, series in times.items()}
+    return times
+
+
+def interleave(
+    versions: Mapping[str, Sequence[Callable[[], object]]], *, rounds: int = 15
+) -> dict[str, dict[str, float]]:
+    """``in_turn``, summed up: {version: {median, p20, p80}}."""
+    return {name: summary(series) for name, series in in_turn(versions, rounds=rounds).items()}
 
 
 def _timed(graph: torch.cuda.CUDAGraph, replays: int) -> float:

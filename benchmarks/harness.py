@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import random
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,26 +21,65 @@ from steerfast import backends
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleave(
+Key = TypeVar("Key")
+Series = dict[str, list[float]]  # version -> microseconds per call, a figure a round
+
+
+def in_turn(
     versions: Mapping[str, Callable[[], object]], *, rounds: int = 9, round_seconds: float = 0.05
-) -> dict[str, dict[str, float]]:
-    """{name: {median, p20, p80}} in microseconds per call, and per version the median of its rounds.
+) -> Series:
+    """Microseconds per call of each version, round by round.
 
     A round calls each version in turn for about ``round_seconds``; the number of calls is fixed by a
     warm-up, so that every round of a version does the same work.
     """
     calls = {name: _calls_for(function, round_seconds) for name, function in versions.items()}
-    times: dict[str, list[float]] = {name: [] for name in versions}
-    names = list(versions)
+    times: Series = {name: [] for name in versions}
     for number in range(rounds):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in rotated(list(versions), number):
             function = versions[name]
             begin = time.perf_counter()
             for _ in range(calls[name]):
                 function()
             times[name].append(1e6 * (time.perf_counter() - begin) / calls[name])
-    return {name: summary(series) for name, series in times.items()}
+    return times
+
+
+def interleave(
+    versions: Mapping[str, Callable[[], object]], *, rounds: int = 9, round_seconds: float = 0.05
+) -> dict[str, dict[str, float]]:
+    """``in_turn``, summed up: {version: {median, p20, p80}} in microseconds per call."""
+    series = in_turn(versions, rounds=rounds, round_seconds=round_seconds)
+    return {name: summary(times) for name, times in series.items()}
+
+
+def single_calls(
+    versions: Mapping[Key, Callable[[], object]], calls: int
+) -> dict[Key, list[float]]:
+    """Microseconds of each call, one call of every version in turn: for ratios near 1, where the drift of a
+    machine over a round would be greater than what is looked for. On a GPU every call is waited for.
+
+    The order is drawn anew for each turn: what a call leaves in the caches would favour whoever always came next.
+    """
+    rng = random.Random(0)
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    times: dict[Key, list[float]] = {name: [] for name in versions}
+    for function in [*versions.values()] * 2:
+        function()
+    for _ in range(calls):
+        for name in rng.sample(list(versions), len(versions)):
+            wait()
+            begin = time.perf_counter()
+            versions[name]()
+            wait()
+            times[name].append(1e6 * (time.perf_counter() - begin))
+    return times
+
+
+def rotated(names: list[Key], number: int) -> list[Key]:
+    """The order of round ``number``: another version comes first each time, so that none profits from its place."""
+    shift = number % len(names)
+    return names[shift:] + names[:shift]
 
 
 def _calls_for(function: Callable[[], object], seconds: float) -> int:
@@ -53,9 +93,17 @@ def _calls_for(function: Callable[[], object], seconds: float) -> int:
 
 
 def summary(series: list[float]) -> dict[str, float]:
-    """Median and the 20th and 80th percentile."""
+    """Median and the 20th and 80th percentile; of a single figure, that."""
+    if len(series) == 1:
+        return dict.fromkeys(("median", "p20", "p80"), series[0])
     cuts = statistics.quantiles(series, n=10, method="inclusive")
     return {"median": statistics.median(series), "p20": cuts[1], "p80": cuts[7]}
+
+
+def ratio_of(above: list[float], below: list[float]) -> dict[str, float]:
+    """Ratio of two versions, taken round by round: its median, p20 and p80."""
+    each = summary([a / b for a, b in zip(above, below, strict=True)])
+    return {"ratio": each["median"], "p20": each["p20"], "p80": each["p80"]}
 
 
 def ratio_interval(above: list[float], below: list[float], seed: int = 0) -> dict[str, float]:
@@ -118,10 +166,9 @@ def save(name: str, lines: list[dict[str, Any]]) -> Path:
 
 
 def _changed() -> bool:
-    """Uncommitted changes, other than results that were just appended."""
-    return bool(
-        _git("status", "--porcelain", "--", "..", ":!../benchmarks/results", ":!../README.md")
-    )
+    """Uncommitted changes, other than results that were just appended and what is made from them."""
+    made = (":!../benchmarks/results", ":!../README.md", ":!../docs/benchmarks*")
+    return bool(_git("status", "--porcelain", "--", "..", *made))
 
 
 def _git(*arguments: str) -> str:

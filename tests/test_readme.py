@@ -1,9 +1,8 @@
-"""README is true: its Python runs, its tables are those of the results, its paths and commands exist."""
+"""README is true: its Python runs, its paths and commands exist. (Its tables: test_report.py.)"""
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,6 @@ from steerfast.cli import app
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
-
-
-def test_tables_equal_the_committed_results():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import report
-    finally:
-        sys.path.pop(0)
-    assert report.filled(README) == README, "run: python benchmarks/report.py --write"
-    for name in report.TABLES:
-        assert f"<!-- results:{name} -->" in README
-    assert report.filled(README.replace("| bfloat16 | 1 |", "| bfloat16 | 2 |")) == README
 
 
 @pytest.mark.model
