@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from results_of import RESULTS, Line, ends, every, spread
 
-SETTING = {"date", "commit", "versions", "seed", "threads", "environment"}
+SETTING = {"date", "commit", "versions", "seed", "threads"}
+EFFORT = {"rounds", "steps", "checked", "unequal", "ties"}  # says how well, not what was measured
 
 
 class Moved(NamedTuple):
@@ -55,11 +56,11 @@ def compare(before: str, after: str, *, times: bool = False) -> list[Moved]:
 
 
 def _case(line: Line) -> tuple[str, ...]:
-    """What tells one line from another: its words and whole numbers, but for the setting."""
+    """What tells one line from another: its words and whole numbers, but for the setting and the effort."""
     plain = {
         key: value
         for key, value in line.items()
-        if key not in SETTING and isinstance(value, str | int) and key not in ("note", "licence")
+        if key not in SETTING | EFFORT and isinstance(value, str | int) and key != "note"
     }
     return tuple(f"{key} {value}" for key, value in sorted(plain.items()) if key != "bench")
 

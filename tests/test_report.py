@@ -111,7 +111,7 @@ def line(commit, ratio, spread, **more):
 def history(tmp_path, monkeypatch):
     """Results of three commits."""
     lines = [
-        line("aaa", 4.0, 0.1), line("aaa", 4.0, 0.1, N=64), line("bbb", 4.15, 0.1), line("bbb", 5.0, 0.1, N=64),
+        line("aaa", 4.0, 0.1), line("aaa", 4.0, 0.1, N=64), line("bbb", 4.15, 0.1, rounds=7), line("bbb", 5.0, 0.1, N=64),
         line("ccc", 3.0, 0.1), line("ccc", 3.0, 0.1, device="b"),
     ]  # fmt: skip
     (tmp_path / "ops.jsonl").write_text("\n".join(json.dumps(one) for one in lines))
