@@ -35,8 +35,7 @@ def step_times(
     generator = torch.Generator().manual_seed(SEED)
     vocabulary, device = int(model.config.vocab_size), next(model.parameters()).device
     prompt = torch.randint(vocabulary, (batch, PROMPT), generator=generator).to(device)
-    warm = 2  # steps that are not counted
-    shape = steps + warm, batch, 1
+    shape = steps + harness.WARM, batch, 1
     following = torch.randint(vocabulary, shape, generator=generator).to(device)
     nothing: list[Any] = [None] * batch
     runners = {

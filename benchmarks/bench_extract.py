@@ -12,7 +12,6 @@ in float32 on the same model; every vector is compared with one from activations
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 import harness
 import torch
 from environments import lines_of
+from exact import in_float64
 from extracting import LIBRARIES, Vectors
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def one_text(model: Any, tokenizer: Any, pairs: Sequence[ContrastPair]) -> Vecto
         for sign, tail in ((1, pair.positive), (-1, pair.negative)):
             ids = torch.tensor([tokenizer(pair.prompt + tail)["input_ids"]])
             states = model(ids, output_hidden_states=True).hidden_states
-            total = total + sign * torch.stack(_outputs(model, states))[:, 0, -1]
+            total = total + sign * torch.stack(_outputs(states))[:, 0, -1]
     assert isinstance(total, Tensor)
     return dict(enumerate(total / len(pairs)))
 
@@ -65,13 +65,13 @@ def batched(model: Any, tokenizer: Any, pairs: Sequence[ContrastPair]) -> Vector
         inputs = tokenizer(texts[at : at + BATCH], return_tensors="pt", padding=True)
         last = inputs["attention_mask"].sum(-1) - 1
         states = model(**inputs, output_hidden_states=True).hidden_states
-        kept = torch.stack(_outputs(model, states))[:, torch.arange(len(last)), last]
+        kept = torch.stack(_outputs(states))[:, torch.arange(len(last)), last]
         total = total + (signs[at : at + BATCH, None] * kept).sum(1)
     assert isinstance(total, Tensor)
     return dict(enumerate(total / len(pairs)))
 
 
-def _outputs(model: Any, states: Sequence[Tensor]) -> list[Tensor]:
+def _outputs(states: Sequence[Tensor]) -> list[Tensor]:
     """The streams of transformers' hidden states; its last one is behind the final norm, and left out."""
     return list(states[1:-1])
 
@@ -83,7 +83,7 @@ def steerfast(model: Any, tokenizer: Any, pairs: Sequence[ContrastPair]) -> Vect
 @torch.no_grad()
 def truth(model: Any, tokenizer: Any, pairs: Sequence[ContrastPair]) -> Vectors:
     """One text at a time in float64, by hooks on the layers."""
-    wide = copy.deepcopy(model).double()
+    wide = in_float64(model)
     streams: list[Tensor] = []
     for layer in wide.model.layers:
         layer.register_forward_hook(lambda module, args, output: streams.append(output[0, -1]))

@@ -113,10 +113,13 @@ def timed(
     runners[f"{OURS} again"] = peers[OURS]
     with steppers(runners, model, tokenizer, task_for(model, layers, operation), batch) as ready:
         times = harness.single_calls({name: one.step for name, one in ready.items()}, steps)
+
+    def added(name: str) -> dict[str, float]:
+        pairs = zip(times[name], times["stock"], strict=True)
+        return harness.summary([(mine - stock) / layers for mine, stock in pairs])
+
     lines = []
     for name in ["stock", *peers]:
-        added = [(a - b) / layers for a, b in zip(times[name], times["stock"], strict=True)]
-        again = times.get(f"{name} again")
         line = {
             "bench": "peers step",
             "model": label,
@@ -129,17 +132,10 @@ def timed(
             "ms": {key: us / 1e3 for key, us in harness.summary(times[name]).items()},
             "over_steerfast": harness.ratio_interval(times[name], times[OURS]),
             "over_stock": harness.ratio_interval(times[name], times["stock"]),
-            "added_us": harness.summary(added),
+            "added_us": added(name),
             "a_over_a": harness.ratio_interval(times[f"{OURS} again"], times[OURS]),
-            "a_added_us": harness.summary(
-                [
-                    (a - b) / layers
-                    for a, b in zip(times["stock again"], times["stock"], strict=True)
-                ]
-            ),
+            "a_added_us": added("stock again"),
         }
-        if again is not None:
-            line["again"] = harness.ratio_interval(again, times[name])
         lines.append(line)
         over = line["over_steerfast"]
         print(

@@ -66,12 +66,10 @@ FORMS = {"unsteered": "additive", "constant": "additive", "8 reads": "mixed"}
 
 
 def operands(form: str, dtype: torch.dtype, rows: int, device: str) -> Operands:
-    generator = torch.Generator().manual_seed(SEED)
-    normal = lambda *shape: torch.randn(shape, generator=generator).to(device, dtype)  # noqa: E731
     plans = op_forms.FORMS[FORMS[form]](WIDTH, dtype, device).plans
     slots = torch.full((rows,), -1 if form == "unsteered" else 0, dtype=torch.long)
     steering = op_forms.steering(plans, WIDTH, slots, device)
-    return Operands(normal(rows, WIDTH), normal(rows, WIDTH), 1 + normal(WIDTH) / 10, steering)
+    return Operands(*op_forms.operands(WIDTH, rows, dtype, device, SEED), steering)
 
 
 def call(op: str, given: Operands) -> Callable[[], object]:

@@ -55,18 +55,16 @@ def reading_plan(width: int, reads: int) -> Plan:
     return Plan(tuple(terms))
 
 
-def additive_plan(width: int, count: int, seed: int = 0) -> Plan:
-    vectors = [op_forms.vector(width, 100 * seed + k) for k in range(count)]
-    return Plan(tuple(Term(one, 2.0 / count) for one in vectors))
+def additive(width: int, device: str, count: int = 1, slots: int = 1) -> tuple[Plan, ...]:
+    """A plan of so many constant vectors for each slot."""
+    return op_forms.additive(width, DTYPE, device, count=count, slots=slots).plans
 
 
 def op(
     width: int, rows: int, plans: tuple[Plan, ...], device: str, steered: bool = True
 ) -> Callable[[], object]:
     """The fused op on random rows, dealt out to the plans in turn."""
-    generator = torch.Generator().manual_seed(SEED)
-    normal = lambda *shape: torch.randn(shape, generator=generator).to(device, DTYPE)  # noqa: E731
-    x, residual, weight = normal(rows, width), normal(rows, width), 1 + normal(width) / 10
+    x, residual, weight = op_forms.operands(width, rows, DTYPE, device, SEED)
     slots = torch.arange(rows) % len(plans) if steered else torch.full((rows,), -1)
     steering = op_forms.steering(plans, width, slots, device)
     return lambda: ops.steer_add_rms_norm(x, residual, weight, EPS, steering)
@@ -74,17 +72,16 @@ def op(
 
 def op_series(quick: bool, device: str) -> dict[str, dict[int, Callable[[], object]]]:
     """{quantity: {value: what to time}}."""
-    one = (additive_plan(WIDTH, 1),)
-    many = tuple(additive_plan(WIDTH, 1, seed) for seed in range(max(PLANS)))
+    one, many = additive(WIDTH, device), additive(WIDTH, device, slots=max(PLANS))
     found: dict[str, dict[int, Callable[[], object]]] = {
         "rows N": {n: op(WIDTH, n, one, device) for n in ROWS},
         "rows N, unsteered": {n: op(WIDTH, n, one, device, steered=False) for n in ROWS},
-        "hidden size D": {d: op(d, BATCH, (additive_plan(d, 1),), device) for d in WIDTHS},
+        "hidden size D": {d: op(d, BATCH, additive(d, device), device) for d in WIDTHS},
         "hidden size D, unsteered": {
-            d: op(d, BATCH, (additive_plan(d, 1),), device, steered=False) for d in WIDTHS
+            d: op(d, BATCH, additive(d, device), device, steered=False) for d in WIDTHS
         },
         "constant vectors K": {
-            k: op(WIDTH, BATCH, (additive_plan(WIDTH, k),), device) for k in COUNTS
+            k: op(WIDTH, BATCH, additive(WIDTH, device, k), device) for k in COUNTS
         },
         "reads": {k: op(WIDTH, BATCH, (reading_plan(WIDTH, k),), device) for k in COUNTS},
         "distinct plans": {p: op(WIDTH, max(PLANS), many[:p], device) for p in PLANS},
@@ -182,7 +179,11 @@ def main() -> None:
     for quantity, points in step_series(arguments.quick).items():
         lines.append(series_line("scale step", quantity, points))
     if not arguments.quick:
-        lines.append(cost_model.line(times, DTYPE.itemsize, bench_roofline.memory_bandwidth()))
+        lines.append(
+            cost_model.line(
+                times, (BATCH, WIDTH), DTYPE.itemsize, bench_roofline.memory_bandwidth()
+            )
+        )
     lines = [{**line, **harness.setting(SEED)} for line in lines]
     if arguments.save:
         harness.save("scale", lines)

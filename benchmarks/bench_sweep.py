@@ -187,10 +187,8 @@ def measured(
         loop(model, plans, prompts, cells[:2], True)  # warm
         sweep(model, plans[:2], prompts[:1], lambda head, _: Answers(head))
         times[name] = {version: [] for version in versions}
-        names = list(versions)
         for number in range(rounds):
-            shift = number % len(names)
-            for version in names[shift:] + names[:shift]:
+            for version in harness.rotated(list(versions), number):
                 function, count = versions[version]
                 took, result = seconds(function)
                 times[name][version].append(1e3 * took / count)

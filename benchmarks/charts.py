@@ -11,6 +11,7 @@ from collections.abc import Callable
 from io import StringIO
 from typing import Any
 
+import peer_tables
 from results_of import RESULTS, Line, newest
 
 FOLDER = RESULTS.parent.parent / "docs" / "benchmarks"
@@ -67,8 +68,6 @@ def _error(figure: Line) -> list[list[float]]:
 
 def peers_data() -> dict[str, dict[str, Line]]:
     """{batch: {peer: microseconds a steered layer}}."""
-    import peer_tables
-
     found: dict[str, dict[str, Line]] = {}
     for line in peer_tables.steps():
         thin = line["model"] == "thin 7B" and line["operation"] == "add"

@@ -7,7 +7,9 @@ with s bytes an element: a call's own cost, that of a row whatever its width, an
 
 from __future__ import annotations
 
+import itertools
 import statistics
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import harness
@@ -17,7 +19,7 @@ FITTED_TO = 4096  # greatest D that the model is fitted to; wider ones show whet
 
 
 class Llama(NamedTuple):
-    """The shape of a Llama; kv: width of keys and values together over that of queries and outputs."""
+    """The shape of a Llama; kv_heads_share: the width of keys over that of queries."""
 
     name: str
     hidden: int
@@ -38,8 +40,10 @@ LLAMAS = (
     Llama("Llama-2-13B", 5120, 40, 13824, 1.0, 32000),
     Llama("Llama-2-70B", 8192, 80, 28672, 1 / 8, 32000),
 )
-# A data sheet's bandwidth and a usual cost of a launch in a captured graph: assumed, not measured.
-ON_PAPER = {"H100 SXM, on paper": {"memory": 3.35e12}}
+ON_PAPER = (
+    "H100 SXM, on paper",
+    3.35e12,
+)  # bytes per second of its data sheet: assumed, not measured
 BATCHES = (1, 64)
 RANKS = (1, 8)
 
@@ -93,11 +97,18 @@ def cost(model: tuple[float, float, float], rows: int, hidden: int, itemsize: in
     return call + row * rows + byte * 4 * rows * hidden * itemsize
 
 
-def line(times: dict[str, harness.Series], itemsize: int, memory: float) -> dict[str, Any]:
-    """The result line: models of the steered and the unsteered op, how they do on wider rows, predictions."""
+def line(
+    times: dict[str, harness.Series], fixed: tuple[int, int], itemsize: int, memory: float
+) -> dict[str, Any]:
+    """The result line: models of the steered and the unsteered op, how they do on wider rows, predictions.
+
+    fixed: N and D of the series in which the other one varies.
+    """
+    rows, width = fixed
     models, checks = {}, []
     for name, suffix in (("steered", ""), ("unsteered", ", unsteered")):
-        known = _points(times[f"rows N{suffix}"], times[f"hidden size D{suffix}"])
+        known = {(n, width): us for n, us in _medians(times[f"rows N{suffix}"])}
+        known |= {(rows, d): us for d, us in _medians(times[f"hidden size D{suffix}"])}
         narrow = {at: us for at, us in known.items() if at[1] <= FITTED_TO}
         models[name] = fit_cost(narrow, itemsize)
         checks += [
@@ -114,16 +125,12 @@ def line(times: dict[str, harness.Series], itemsize: int, memory: float) -> dict
     }
 
 
-def _points(by_rows: harness.Series, by_width: harness.Series) -> dict[tuple[int, int], float]:
-    median = {
-        name: statistics.median(series) for name, series in by_rows.items() if "again" not in name
-    }
-    wide = {
-        name: statistics.median(series) for name, series in by_width.items() if "again" not in name
-    }
-    return {(int(n), 4096): us for n, us in median.items()} | {
-        (64, int(d)): us for d, us in wide.items()
-    }
+def _medians(series: harness.Series) -> list[tuple[int, float]]:
+    return [
+        (int(value), statistics.median(times))
+        for value, times in series.items()
+        if "again" not in value
+    ]
 
 
 def predictions(
@@ -131,60 +138,33 @@ def predictions(
 ) -> list[dict[str, Any]]:
     """What steering every layer adds to a decode step here: (steered - unsteered) x layers, next to the time that
     reading a rank's share of the weights takes, which no step undercuts."""
-    found = []
-    for llama in LLAMAS:
-        for ranks in RANKS:
-            for batch in BATCHES:
-                steered, unsteered = (
-                    cost(models[name], batch, llama.hidden, itemsize)
-                    for name in ("steered", "unsteered")
-                )
-                found.append(
-                    _prediction(
-                        "this machine",
-                        llama,
-                        ranks,
-                        batch,
-                        max(steered - unsteered, 0.0),
-                        itemsize,
-                        memory,
-                    )
-                )
-    return found
+
+    def extra(llama: Llama, batch: int) -> float:
+        steered, unsteered = (
+            cost(models[name], batch, llama.hidden, itemsize) for name in ("steered", "unsteered")
+        )
+        return max(steered - unsteered, 0.0)
+
+    return _predicted("this machine", extra, itemsize, memory)
 
 
 def on_paper(itemsize: int) -> list[dict[str, Any]]:
     """The same for a device known from its data sheet only. A launch is paid with or without steering; what is added
     is the delta of each row, 4 D bytes, if no two rows share one and none is in cache."""
+    device, memory = ON_PAPER
+    return _predicted(
+        device, lambda llama, batch: 1e6 * 4 * llama.hidden * batch / memory, itemsize, memory
+    )
+
+
+def _predicted(
+    device: str, extra: Callable[[Llama, int], float], itemsize: int, memory: float
+) -> list[dict[str, Any]]:
+    """For each shape, number of ranks and batch; extra: microseconds that steering adds to one op."""
     found = []
-    for device, facts in ON_PAPER.items():
-        for llama in LLAMAS:
-            for ranks in RANKS:
-                for batch in BATCHES:
-                    extra = 1e6 * 4 * llama.hidden * batch / facts["memory"]
-                    found.append(
-                        _prediction(device, llama, ranks, batch, extra, itemsize, facts["memory"])
-                    )
+    for llama, ranks, batch in itertools.product(LLAMAS, RANKS, BATCHES):
+        floor = 1e6 * llama.parameters * itemsize / ranks / memory
+        added = extra(llama, batch) * llama.layers
+        about = {"device": device, "model": llama.name, "ranks": ranks, "batch": batch}
+        found.append(about | {"added_us": added, "weights_us": floor, "share": added / floor})
     return found
-
-
-def _prediction(
-    device: str,
-    llama: Llama,
-    ranks: int,
-    batch: int,
-    extra: float,
-    itemsize: int,
-    memory: float,
-) -> dict[str, Any]:
-    floor = 1e6 * llama.parameters * itemsize / ranks / memory
-    added = extra * llama.layers
-    return {
-        "device": device,
-        "model": llama.name,
-        "ranks": ranks,
-        "batch": batch,
-        "added_us": added,
-        "weights_us": floor,
-        "share": added / floor,
-    }

@@ -22,6 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 Key = TypeVar("Key")
+WARM = 2  # calls of ``single_calls`` that are not counted
 Series = dict[str, list[float]]  # version -> microseconds per call, a figure a round
 
 
@@ -64,7 +65,7 @@ def single_calls(
     rng = random.Random(0)
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times: dict[Key, list[float]] = {name: [] for name in versions}
-    for function in [*versions.values()] * 2:
+    for function in [*versions.values()] * WARM:
         function()
     for _ in range(calls):
         for name in rng.sample(list(versions), len(versions)):

@@ -36,6 +36,16 @@ def vector(width: int, seed: int) -> SteeringVector:
     return SteeringVector(f"v{seed}", {LAYER: torch.randn(width, generator=generator)})
 
 
+def operands(
+    width: int, rows: int, dtype: torch.dtype, device: str, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x and residual [N, D], and a norm's weight [D], at random."""
+    generator = torch.Generator().manual_seed(seed)
+    # One by one: after a draw beyond 32 MiB the C library would map what the op returns anew at each call, which takes longer.
+    normal = lambda *shape: torch.randn(shape, generator=generator).to(device, dtype)  # noqa: E731
+    return normal(rows, width), normal(rows, width), 1 + normal(width) / 10
+
+
 def steering(plans: tuple[Plan, ...], width: int, slots: Tensor, device: str) -> Steering:
     """The plans in a table; row n in the slot of plan ``slots[n]``, -1 for none."""
     table = Table(1, width, slots=len(plans), bank_rows=17 * len(plans), device=device)

@@ -6,7 +6,6 @@ from results_of import Line, caption, newest, spread, table
 
 KEYS = ("bench", "environment", "peer", "model", "operation", "vectors", "batch")
 OURS = "steerfast"
-PADDING = "preserve, padding kept"
 ADDING = ("batch 1", "batch 4", "5 layers", "decode", "left padding")
 
 

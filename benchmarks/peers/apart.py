@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peer import Call, Peer, Task, logits_of
+from peer import Call, Peer, Task, logits_of, removing
 
 
 @contextmanager
@@ -34,11 +34,8 @@ def interlens(model: Any, tokenizer: Any, task: Task) -> Iterator[Call]:
         for layer, vector in task.like(model).items()
         for handle in SteeringSpec(vector, (layer,), task.coefficient, mode).register(model)
     ]
-    try:
+    with removing(handles):
         yield logits_of(model)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -51,11 +48,8 @@ def saklas(model: Any, tokenizer: Any, task: Task) -> Iterator[Call]:
     )
     for layer, vector in task.like(model).items():
         buffers[layer].copy_(task.coefficient * vector)
-    try:
+    with removing(handles):
         yield logits_of(model)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 PEERS = (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from peer import Call, Peer, Task, logits_of
+from peer import Call, Peer, Task, logits_of, removing
 from torch import Tensor, nn
 
 Edit = Callable[[Tensor], Tensor]
@@ -46,11 +46,8 @@ def hook(model: Any, tokenizer: Any, task: Task) -> Iterator[Call]:
             )
         else:
             handles.append(module.register_forward_hook(_hook(edit)))
-    try:
+    with removing(handles):
         yield logits_of(model)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _hook(edit: Edit) -> Callable[..., Tensor]:

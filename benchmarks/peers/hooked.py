@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from peer import Call, Peer, Task, logits_of
+from peer import Call, Peer, Task, logits_of, removing
 from torch import Tensor
 
 
@@ -119,11 +119,8 @@ def domainsteer(model: Any, tokenizer: Any, task: Task) -> Iterator[Call]:
         {layer: vector / vector.norm() for layer, vector in task.vectors.items()},
     )
     handles = steering._register_hooks(task.coefficient, None)  # what its generate() does
-    try:
+    with removing(handles):
         yield logits_of(model)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -5,12 +5,13 @@ An adapter imports its library inside its function: each environment has only so
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Operation = Literal["add", "preserve", "ablate", "add_from"]
 Call = Callable[..., Tensor]
@@ -60,6 +61,16 @@ class Peer:
     per_row: bool
     site: str
     note: str
+
+
+@contextmanager
+def removing(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are gone on exit."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def logits_of(model: Callable[..., Any]) -> Call:

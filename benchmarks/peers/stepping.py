@@ -36,8 +36,6 @@ class Stepper:
         self._token = ids[:, :1].to(model.device)
         self._seen = 0
         self._forward(ids.to(model.device))
-        for _ in range(WARM):
-            self.step()
 
     def step(self) -> Tensor:
         """Logits of one more token of every row."""
@@ -97,6 +95,8 @@ def extra_cost(peer: Peer, model: Any, tokenizer: Any, task: Task, batch: int) -
     counts: list[Counts] = []
     for one in (None, peer):
         stepper = Stepper(one, model, tokenizer, task, batch)
+        for _ in range(WARM):  # the first steps prepare what the later ones find
+            stepper.step()
         with count() as found:
             stepper.step()
         counts.append(found)
