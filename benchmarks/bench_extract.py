@@ -28,9 +28,9 @@ from extracting import LIBRARIES, Vectors
 from torch import Tensor
 
 from steerfast import contrast
-from steerfast.contrast import ContrastPair
 from steerfast.experiments import questions
-from steerfast.extract import extract_pairs
+from steerfast.extraction.contrast import ContrastPair
+from steerfast.extraction.extract import extract_pairs
 from steerfast.models.load import load_model
 
 SEED = 0

@@ -31,8 +31,10 @@ import gpu_timing
 import harness
 import op_forms
 
-from steerfast import ops, reference, triton_ops
-from steerfast.reference import Steering
+from steerfast import ops
+from steerfast.ops import reference
+from steerfast.ops import triton as triton_ops
+from steerfast.ops.reference import Steering
 
 SEED = 0
 EPS = 1e-5

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from steerfast import ops
-from steerfast.reference import Steering
+from steerfast.ops.reference import Steering
 
 SEED, ROUNDS = 0, 7
 EPS = 1e-5

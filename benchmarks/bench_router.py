@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from steerfast import Schedule, SteeringVector, steer
-from steerfast.itinerary import itinerary
-from steerfast.models.packed import PackedRequests
-from steerfast.models.routing import Routing
-from steerfast.router import LINES, PythonRouter, make_router
-from steerfast.table import Table
+from steerfast.routing.itinerary import itinerary
+from steerfast.routing.packed import PackedRequests
+from steerfast.routing.router import LINES, PythonRouter, make_router
+from steerfast.routing.routing import Routing
+from steerfast.table.table import Table
 
 SEED, LAYERS, HIDDEN = 0, 32, 64
 

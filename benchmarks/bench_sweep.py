@@ -38,9 +38,9 @@ from shapes import DTYPES, random_model
 from steerfast import Plan, SteeringVector
 from steerfast.experiments import questions
 from steerfast.experiments.schemes import individual
-from steerfast.experiments.sweep import sweep
-from steerfast.extract import extract_pairs
+from steerfast.extraction.extract import extract_pairs
 from steerfast.models.load import load_model
+from steerfast.sweep.engine import sweep
 
 SEED = 13
 COEFFICIENTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)  # of the median stream norm

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from steerfast.experiments.decode_speed import twin
 from steerfast.models import attach, find_decoder
-from steerfast.operators import Operator
-from steerfast.plan import Plan
-from steerfast.sites import site_index
-from steerfast.term import Term
-from steerfast.vector import SteeringVector
+from steerfast.plans.operators import Operator
+from steerfast.plans.plan import Plan
+from steerfast.plans.sites import site_index
+from steerfast.plans.term import Term
+from steerfast.plans.vector import SteeringVector
 
 BANK = 64  # vectors that the plans share
 MODES = ("eager", "compiled", "graph")

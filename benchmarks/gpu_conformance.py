@@ -13,7 +13,8 @@ from types import ModuleType
 
 import torch
 
-from steerfast import ops, testing, triton_ops
+from steerfast import ops, testing
+from steerfast.ops import triton as triton_ops
 from steerfast.testing import EXACT_LAWS, LAWS, Case
 
 WIDE = (2048, 4096, 5120, 8192, 11008, 16384, 16390)  # a width for every way a row can be held

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 import steerfast
-from steerfast import backends
+from steerfast.ops import backends
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from steerfast import Gate, Plan, SteeringVector, Term
-from steerfast.reference import Steering
-from steerfast.sites import site_index
-from steerfast.table import Table
+from steerfast.ops.reference import Steering
+from steerfast.plans.sites import site_index
+from steerfast.table.table import Table
 
 LAYER = 0
 SITE = site_index("resid_post", LAYER)

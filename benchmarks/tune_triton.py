@@ -149,7 +149,7 @@ def timed(
     import torch
 
     from steerfast.kernels.steer_add_rms_norm import launch
-    from steerfast.reference import Steering
+    from steerfast.ops.reference import Steering
 
     dtype = {16: torch.bfloat16, 32: torch.float32}[bits]
     sets = gpu_timing.sets_needed(4 * rows * D * bits // 8)
@@ -182,7 +182,7 @@ def timed(
 def _reads(with_reads: bool) -> Any:
     import torch
 
-    from steerfast.records import MAX_READS, READ_WIDTH, Op, Read
+    from steerfast.ops.records import MAX_READS, READ_WIDTH, Op, Read
 
     reads = torch.zeros(int(with_reads), MAX_READS, READ_WIDTH, dtype=torch.int32)
     for i in range(4 * with_reads):

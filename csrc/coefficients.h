@@ -1,5 +1,5 @@
 // From the dots of a read to the factors of its directions: plain C++ of one read, the same for the
-// CUDA and the CPU kernels. steerfast/contribution.py says it for many rows at a time.
+// CUDA and the CPU kernels. steerfast/ops/contribution.py says it for many rows at a time.
 //
 // Not for sources that are compiled once per instruction set: an inline function of theirs may be
 // the one that the linker keeps for all.
@@ -17,7 +17,7 @@
 
 namespace steerfast {
 
-constexpr double kSmallestSine = 1e-4;  // SMALLEST_SINE of steerfast/contribution.py
+constexpr double kSmallestSine = 1e-4;  // SMALLEST_SINE of steerfast/ops/contribution.py
 
 // What the row gave to a read. `exact_*` only where the op is slerp: there 1 - (p/n)^2 cancels.
 struct Dots {

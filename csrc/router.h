@@ -1,6 +1,6 @@
 // Which slot and gain every row of a ragged batch gets: the host's side of a route, once per
-// forward pass. steerfast/router.py says the same in Python, and what an itinerary is in
-// steerfast/itinerary.py.
+// forward pass. steerfast/routing/router.py says the same in Python, and what an itinerary is in
+// steerfast/routing/itinerary.py.
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 """The reading terms of a row in Triton: dot products, coefficients, and what they add. No kernel here.
 
-The formulas are those of ``steerfast/records.py``. A program's reads lie in tensors of MAX_READS
+The formulas are those of ``steerfast/ops/records.py``. A program's reads lie in tensors of MAX_READS
 elements, one a read, so that fields, gates and coefficients of all reads take one step; only what is D
 wide goes through the reads in a loop, whose length is read on the device.
 """
@@ -11,10 +11,10 @@ from math import pi
 import triton
 import triton.language as tl
 
-from steerfast.contribution import SMALLEST_SINE as _SMALLEST_SINE
-from steerfast.records import MAX_READS as _MAX_READS
-from steerfast.records import READ_WIDTH as _READ_WIDTH
-from steerfast.records import GateKind, Op, Read
+from steerfast.ops.contribution import SMALLEST_SINE as _SMALLEST_SINE
+from steerfast.ops.records import MAX_READS as _MAX_READS
+from steerfast.ops.records import READ_WIDTH as _READ_WIDTH
+from steerfast.ops.records import GateKind, Op, Read
 
 MAX_READS = tl.constexpr(_MAX_READS)
 READ_WIDTH = tl.constexpr(_READ_WIDTH)

@@ -1,7 +1,7 @@
 """The whole family in Triton: one kernel behind all ops of ``steerfast.ops``.
 
-Rounding points are those of ``steerfast/reference.py``; reading terms are in ``kernels/reads.py``.
-Nothing here allocates, checks or chooses; ``steerfast/triton_ops.py`` does.
+Rounding points are those of ``steerfast/ops/reference.py``; reading terms are in ``kernels/reads.py``.
+Nothing here allocates, checks or chooses; ``steerfast/ops/triton.py`` does.
 """
 
 import triton
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from steerfast.kernels.launch_table import Config
 from steerfast.kernels.reads import MAX_READS, READ_WIDTH, bank_row, contribution
-from steerfast.records import FINISH_CODES
-from steerfast.reference import Steering
+from steerfast.ops.records import FINISH_CODES
+from steerfast.ops.reference import Steering
 
 NONE = tl.constexpr(FINISH_CODES["none"])
 SHRINK = tl.constexpr(FINISH_CODES["shrink"])

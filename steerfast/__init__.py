@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from steerfast.condition import Condition, Test
 from steerfast.errors import SteerfastError
 from steerfast.io import load_plan, load_vector, save_plan, save_vector
-from steerfast.plan import Plan, steer
-from steerfast.schedule import Schedule
-from steerfast.selectors import AfterSequence, First, Positions
-from steerfast.term import Gate, Term
-from steerfast.vector import SteeringVector
+from steerfast.plans.condition import Condition, Test
+from steerfast.plans.plan import Plan, steer
+from steerfast.plans.schedule import Schedule
+from steerfast.plans.selectors import AfterSequence, First, Positions
+from steerfast.plans.term import Gate, Term
+from steerfast.plans.vector import SteeringVector
 
 if TYPE_CHECKING:
-    from steerfast.extract import extract_corpora, extract_pairs
+    from steerfast.extraction import contrast, extract_corpora, extract_pairs
     from steerfast.models import Handle, Report, attach
 
 __version__ = "0.1.0"
@@ -26,8 +26,9 @@ _LAZY = {
     "Handle": "steerfast.models",
     "Report": "steerfast.models",
     "attach": "steerfast.models",
-    "extract_corpora": "steerfast.extract",
-    "extract_pairs": "steerfast.extract",
+    "contrast": "steerfast.extraction",
+    "extract_corpora": "steerfast.extraction",
+    "extract_pairs": "steerfast.extraction",
 }
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Term",
     "Test",
     "attach",
+    "contrast",
     "extract_corpora",
     "extract_pairs",
     "load_plan",

@@ -61,56 +61,62 @@ inline int planted = getenv("STEERFAST_PLANTED") ? atoi(getenv("STEERFAST_PLANTE
 
 
 REFERENCE = {
-    "feature's sign": Mutant("contribution.py", '(_OP["FEATURE"], read.level ', "-", "+"),
-    "feature's threshold": Mutant("contribution.py", "z > ", "read.threshold", "0"),
-    "feature's bias": Mutant("contribution.py", "z = p", " + read.offset", ""),
-    "partner ignored": Mutant("contribution.py", "line", " + read.cross * partner", ""),
+    "feature's sign": Mutant("ops/contribution.py", '(_OP["FEATURE"], read.level ', "-", "+"),
+    "feature's threshold": Mutant("ops/contribution.py", "z > ", "read.threshold", "0"),
+    "feature's bias": Mutant("ops/contribution.py", "z = p", " + read.offset", ""),
+    "partner ignored": Mutant("ops/contribution.py", "line", " + read.cross * partner", ""),
     "partner is itself": Mutant(
-        "contribution.py", "", "_pick(dots, read.partner), norm", "dots[i], norm"
+        "ops/contribution.py", "", "_pick(dots, read.partner), norm", "dots[i], norm"
     ),
-    "key is itself": Mutant("contribution.py", "", "_pick(dots, read.key)", "dots[i]"),
-    "one read too many": Mutant("contribution.py", "record[:, 3] ", ">", ">="),
-    "last read missed": Mutant("contribution.py", "record[:, 3] > ", "i", "i + 1"),
-    "gates swapped": Mutant("contribution.py", 'read.gate == _GATE["HARD"], ', "hard", "cosine"),
-    "cosine gate not relative": Mutant("contribution.py", "k > read.bias", " * norm", ""),
-    "sigmoid's bias": Mutant("contribution.py", "torch.sigmoid(k", " + read.bias", ""),
-    "sign of zero": Mutant("contribution.py", "(p ", "> 0).double() -", ">= 0).double() -"),
-    "floor is ceiling": Mutant("contribution.py", "line.clamp(", "min", "max"),
-    "relative to the dot": Mutant("contribution.py", "read.slope * ", "norm)", "p)"),
-    "turn without partner": Mutant("contribution.py", "is_turn, ", "partner", "0.0"),
-    "slerp keeps h": Mutant("contribution.py", "share", " - 1.0, 0.0", ", 0.0"),
-    "slerp against its axis": Mutant("contribution.py", "(sine >= ", "SMALLEST_SINE", "0"),
-    "slerp's share without gate": Mutant("contribution.py", "(", "gate * of_h", "of_h"),
-    "source is target": Mutant("contribution.py", "_dot(exact, bank, read.", "source", "target"),
+    "key is itself": Mutant("ops/contribution.py", "", "_pick(dots, read.key)", "dots[i]"),
+    "one read too many": Mutant("ops/contribution.py", "record[:, 3] ", ">", ">="),
+    "last read missed": Mutant("ops/contribution.py", "record[:, 3] > ", "i", "i + 1"),
+    "gates swapped": Mutant(
+        "ops/contribution.py", 'read.gate == _GATE["HARD"], ', "hard", "cosine"
+    ),
+    "cosine gate not relative": Mutant("ops/contribution.py", "k > read.bias", " * norm", ""),
+    "sigmoid's bias": Mutant("ops/contribution.py", "torch.sigmoid(k", " + read.bias", ""),
+    "sign of zero": Mutant("ops/contribution.py", "(p ", "> 0).double() -", ">= 0).double() -"),
+    "floor is ceiling": Mutant("ops/contribution.py", "line.clamp(", "min", "max"),
+    "relative to the dot": Mutant("ops/contribution.py", "read.slope * ", "norm)", "p)"),
+    "turn without partner": Mutant("ops/contribution.py", "is_turn, ", "partner", "0.0"),
+    "slerp keeps h": Mutant("ops/contribution.py", "share", " - 1.0, 0.0", ", 0.0"),
+    "slerp against its axis": Mutant("ops/contribution.py", "(sine >= ", "SMALLEST_SINE", "0"),
+    "slerp's share without gate": Mutant("ops/contribution.py", "(", "gate * of_h", "of_h"),
+    "source is target": Mutant(
+        "ops/contribution.py", "_dot(exact, bank, read.", "source", "target"
+    ),
     "no gain": Mutant(
-        "reference.py", "", "steering.row_gain.to(compute)[:, None] * added", "added"
+        "ops/reference.py", "", "steering.row_gain.to(compute)[:, None] * added", "added"
     ),
     "gain on the finish": Mutant(
-        "reference.py", "after > 0, ", "before /", "steering.row_gain[:, None] * before /"
+        "ops/reference.py", "after > 0, ", "before /", "steering.row_gain[:, None] * before /"
     ),
-    "finishes swapped": Mutant("reference.py", 'finish == FINISH_CODES["', "shrink", "preserve"),
-    "shrink grows": Mutant("reference.py", "factor.clamp(", "max", "min"),
-    "no finish": Mutant("reference.py", "rescaled, y", " * factor", ""),
+    "finishes swapped": Mutant(
+        "ops/reference.py", 'finish == FINISH_CODES["', "shrink", "preserve"
+    ),
+    "shrink grows": Mutant("ops/reference.py", "factor.clamp(", "max", "min"),
+    "no finish": Mutant("ops/reference.py", "rescaled, y", " * factor", ""),
     "slot off by one": Mutant(
-        "reference.py",
+        "ops/reference.py",
         "",
         "steering.row_slot.clamp(min=0).long()]\n    finish",
         "(steering.row_slot - 1).clamp(min=0).long()]\n    finish",
     ),
-    "slot -1 is slot 0": Mutant("reference.py", "", "(steering.row_slot >= 0) & ", ""),
-    "gain 0 is active": Mutant("reference.py", "", " & (steering.row_gain != 0)", ""),
-    "reads without delta": Mutant("reference.py", "", " | (record[:, 3] > 0)", ""),
-    "fp32 order ignored": Mutant("reference.py", "if norm_order == ", '"fp32"', '""'),
-    "hf order ignored": Mutant("reference.py", "if norm_order ", '== "fp32"', '!= ""'),
-    "no eps": Mutant("reference.py", "keepdim=True)", " + eps", ""),
+    "slot -1 is slot 0": Mutant("ops/reference.py", "", "(steering.row_slot >= 0) & ", ""),
+    "gain 0 is active": Mutant("ops/reference.py", "", " & (steering.row_gain != 0)", ""),
+    "reads without delta": Mutant("ops/reference.py", "", " | (record[:, 3] > 0)", ""),
+    "fp32 order ignored": Mutant("ops/reference.py", "if norm_order == ", '"fp32"', '""'),
+    "hf order ignored": Mutant("ops/reference.py", "if norm_order ", '== "fp32"', '!= ""'),
+    "no eps": Mutant("ops/reference.py", "keepdim=True)", " + eps", ""),
     "norm of h": Mutant(
-        "reference.py",
+        "ops/reference.py",
         "stream = steer_add(x, residual, steering)\n    return stream, rms_norm(",
         "stream",
         "residual + x",
     ),
     "in place swapped": Mutant(
-        "reference.py",
+        "ops/reference.py",
         "eps, steering, norm_order)\n    residual.copy_(",
         "stream)\n    x.copy_(normed)",
         "normed)\n    x.copy_(stream)",

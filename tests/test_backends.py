@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import steerfast
-from steerfast import SteerfastError, backends
+from steerfast import SteerfastError
+from steerfast.ops import backends
 
 CPU = torch.device("cpu")
 
@@ -52,7 +53,7 @@ def python(code, **environment):
 
 
 def test_the_environment_chooses():
-    code = "import torch; from steerfast import backends; print(backends.resolve(None, torch.device('cpu')))"
+    code = "import torch; from steerfast.ops import backends; print(backends.resolve(None, torch.device('cpu')))"
     assert python(code, STEERFAST_BACKEND="reference") == "reference"
 
 
@@ -79,7 +80,8 @@ import sys; sys.path.insert(0, PATH)
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder)]
 import torch, steerfast
 from transformers import LlamaConfig, LlamaForCausalLM
-from steerfast import attach, backends, steer, SteeringVector
+from steerfast import SteeringVector, attach, steer
+from steerfast.ops import backends
 assert steerfast.__file__.startswith(PATH)
 config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
 model = LlamaForCausalLM(config).eval()

@@ -20,9 +20,10 @@ import oracle
 import pytest
 import torch
 
-from steerfast import backends, ops, reference, testing
+from steerfast import ops, testing
 from steerfast.errors import SteerfastError
-from steerfast.records import GateKind, Read
+from steerfast.ops import backends, reference
+from steerfast.ops.records import GateKind, Read
 from steerfast.testing import recipes
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +57,7 @@ def backend(request):
     if request.param == "reference":
         yield reference, False
     elif request.param == "triton":
-        from steerfast import triton_ops
+        from steerfast.ops import triton as triton_ops
 
         yield triton_ops, True
     else:

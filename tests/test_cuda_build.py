@@ -101,7 +101,7 @@ def test_a_second_build_does_nothing(library: Path, tmp_path: Path) -> None:
 LOAD = """
 import sys, torch
 from steerfast import ops
-from steerfast.reference import Steering
+from steerfast.ops.reference import Steering
 
 def steered(slot):
     x = torch.arange(3 * 64, dtype=torch.float32).reshape(3, 64)

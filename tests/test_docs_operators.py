@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from steerfast import Plan, SteeringVector
-from steerfast.lowering import lower
-from steerfast.operators import OPERATORS
+from steerfast.plans.operators import OPERATORS
+from steerfast.table.lowering import lower
 
 PAGE = Path(__file__).parent.parent / "docs/operators.md"
 

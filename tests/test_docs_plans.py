@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import steerfast
 from steerfast import Plan, SteeringVector, attach, steer
 from steerfast.io.plans import plan_from_json
-from steerfast.table import UNSTEERED
+from steerfast.table.table import UNSTEERED
 
 PAGE = (Path(__file__).parent.parent / "docs/plans.md").read_text()
 PROMPT, LENGTH = 5, 9

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from steerfast import SteeringVector, attach, steer
-from steerfast.contrast import ContrastPair
 from steerfast.experiments.decode_speed import step_times, twin
 from steerfast.experiments.dose import (
     dose_response,
@@ -14,6 +13,7 @@ from steerfast.experiments.dose import (
     pair_batch,
     random_control,
 )
+from steerfast.extraction.contrast import ContrastPair
 
 PAIRS = [
     ContrastPair("The sea is", " blue today", " grey"),

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from steerfast import reference, testing
+from steerfast import testing
+from steerfast.ops import reference
 
 
 def beside(name: str):

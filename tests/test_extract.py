@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from steerfast import attach, extract_corpora, extract_pairs, steer
-from steerfast.contrast import ContrastPair
-from steerfast.extract import continuation_start, with_stream_norms
-from steerfast.stream_norms import NormHistogram
+from steerfast.extraction.contrast import ContrastPair
+from steerfast.extraction.extract import continuation_start, with_stream_norms
+from steerfast.extraction.stream_norms import NormHistogram
 
 PAIRS = [
     ContrastPair("The sea is", " blue and wide today", " grey"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from steerfast import Plan, SteeringVector, Term, steer
-from steerfast.lowering import lower
-from steerfast.sites import site_count, site_index, site_name
+from steerfast.plans.sites import site_count, site_index, site_name
+from steerfast.table.lowering import lower
 
 
 def vector(*values, layer=1, norm=10.0):

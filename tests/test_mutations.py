@@ -23,7 +23,8 @@ import pytest
 import torch
 
 import steerfast
-from steerfast import backends, testing
+from steerfast import testing
+from steerfast.ops import backends
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PACKAGE = Path(steerfast.__file__).parent
@@ -72,13 +73,13 @@ class TestReference:
 
 
 def reference_with(mutant: mutants.Mutant | None, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """``steerfast.reference``, built anew with a bug."""
+    """``steerfast.ops.reference``, built anew with a bug."""
     for name in ("contribution", "reference"):
-        text = (PACKAGE / f"{name}.py").read_text()
-        if mutant and mutant.file == f"{name}.py":
+        text = (PACKAGE / f"ops/{name}.py").read_text()
+        if mutant and mutant.file == f"ops/{name}.py":
             text = mutant.planted_in(text)
-        module = ModuleType(f"steerfast.{name}")
-        monkeypatch.setitem(sys.modules, f"steerfast.{name}", module)
+        module = ModuleType(f"steerfast.ops.{name}")
+        monkeypatch.setitem(sys.modules, f"steerfast.ops.{name}", module)
         exec(compile(text, f"mutant of {name}.py", "exec"), module.__dict__)
     return module
 
@@ -212,7 +213,7 @@ class TestTriton:
 
 
 def triton_with(mutant: mutants.Mutant | None, folder: Path, monkeypatch) -> ModuleType:
-    """``steerfast.triton_ops`` on a copy of the kernels with a bug."""
+    """``steerfast.ops.triton`` on a copy of the kernels with a bug."""
     copy = folder / "kernels"
     shutil.copytree(PACKAGE / "kernels", copy, ignore=shutil.ignore_patterns("__pycache__"))
     if mutant:
@@ -223,9 +224,9 @@ def triton_with(mutant: mutants.Mutant | None, folder: Path, monkeypatch) -> Mod
     kernels = ModuleType("steerfast.kernels")
     kernels.__path__ = [str(copy)]
     monkeypatch.setitem(sys.modules, "steerfast.kernels", kernels)
-    monkeypatch.delitem(sys.modules, "steerfast.triton_ops", raising=False)
-    monkeypatch.delattr(steerfast, "triton_ops", raising=False)
-    return importlib.import_module("steerfast.triton_ops")
+    monkeypatch.delitem(sys.modules, "steerfast.ops.triton", raising=False)
+    monkeypatch.delattr(steerfast.ops, "triton", raising=False)
+    return importlib.import_module("steerfast.ops.triton")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")

@@ -23,7 +23,7 @@ from steerfast import (
     steer,
 )
 from steerfast.cli import app
-from steerfast.contrast import ContrastPair
+from steerfast.extraction.contrast import ContrastPair
 from steerfast.io import plan_from_json
 
 
@@ -151,8 +151,8 @@ def test_the_commands_report_covers_the_prompt(tiny_folder, tmp_path):
 
 
 def test_stream_scale_takes_the_norm_of_the_site():
-    from steerfast.lowering import lower
-    from steerfast.sites import site_index
+    from steerfast.plans.sites import site_index
+    from steerfast.table.lowering import lower
 
     (phase,) = lower(Plan((Term(vector(), 1.0, (2,), "stream", "resid_pre"),))).phases
     delta = phase.sites[site_index("resid_post", 1)].delta

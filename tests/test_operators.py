@@ -7,14 +7,15 @@ import math
 import pytest
 import torch
 
-from steerfast import Gate, Plan, SteeringVector, Term, ops, reference, steer
-from steerfast.arguments import validate
-from steerfast.lowering import lower
-from steerfast.operators import OPERATORS
-from steerfast.records import MAX_READS, Op
-from steerfast.reference import Steering
-from steerfast.sites import site_index
-from steerfast.table import Table
+from steerfast import Gate, Plan, SteeringVector, Term, ops, steer
+from steerfast.ops import reference
+from steerfast.ops.arguments import validate
+from steerfast.ops.records import MAX_READS, Op
+from steerfast.ops.reference import Steering
+from steerfast.plans.operators import OPERATORS
+from steerfast.plans.sites import site_index
+from steerfast.table.lowering import lower
+from steerfast.table.table import Table
 
 D, ROWS, LAYER = 24, 6, 1
 

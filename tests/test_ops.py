@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from steerfast import backends, ops, reference, testing
+from steerfast import ops, testing
 from steerfast.errors import SteerfastError
-from steerfast.records import GateKind, Op, Read
-from steerfast.reference import Steering
+from steerfast.ops import backends, reference
+from steerfast.ops.records import GateKind, Op, Read
+from steerfast.ops.reference import Steering
 from steerfast.testing import ulp
 
 ISAS = ("avx512", "avx2", "baseline")

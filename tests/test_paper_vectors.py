@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steerfast import Gate, Plan, SteeringVector, Term, ops, reference, steer, testing
-from steerfast.reference import Steering
-from steerfast.table import Table
+from steerfast import Gate, Plan, SteeringVector, Term, ops, steer, testing
+from steerfast.ops import reference
+from steerfast.ops.reference import Steering
+from steerfast.table.table import Table
 
 BEHAVIOURS = ("agreeableness", "anti_immigration", "myopic", "sycophancy", "wealth_seeking")
 SIMULTANEOUS = {

@@ -19,13 +19,13 @@ from steerfast import (
     SteerfastError,
     SteeringVector,
     Term,
-    backends,
     steer,
 )
-from steerfast.itinerary import itinerary
-from steerfast.route import Route, RowBuffers, Staging
-from steerfast.router import BASE, GAIN, POSITION, SEAT, SLOT, PythonRouter, make_router
-from steerfast.table import Table
+from steerfast.ops import backends
+from steerfast.routing.itinerary import itinerary
+from steerfast.routing.route import Route, RowBuffers, Staging
+from steerfast.routing.router import BASE, GAIN, POSITION, SEAT, SLOT, PythonRouter, make_router
+from steerfast.table.table import Table
 
 COMPILED = backends.compiled_module() is not None
 ROUTERS = [PythonRouter, *([make_router] if COMPILED else [])]

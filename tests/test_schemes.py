@@ -7,8 +7,8 @@ import torch
 
 from steerfast import SteeringVector, Term
 from steerfast.experiments.schemes import combined, individual, simultaneous
-from steerfast.lowering import lower
-from steerfast.sites import site_index
+from steerfast.plans.sites import site_index
+from steerfast.table.lowering import lower
 
 NAMES = ("agreeableness", "anti_immigration", "myopic", "sycophancy", "wealth_seeking")
 # Coefficients chosen by the authors (negative, positive), and where each goes when all act at once.

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerfast import AfterSequence, First, Plan, Positions, Schedule, SteeringVector, Term, steer
-from steerfast.selectors import final_token
+from steerfast.plans.selectors import final_token
 
 V = SteeringVector("v", {0: torch.ones(4), 1: torch.ones(4)})
 

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 import steerfast as sf
 from steerfast.io.plans import plan_to_json, save_plan
 from steerfast.io.vectors import save_vector, vector_to_json
-from steerfast.plan import Plan
+from steerfast.plans.plan import Plan
+from steerfast.plans.vector import SteeringVector
 from steerfast.serving import catalogue as module
 from steerfast.serving.catalogue import Catalogue, valid_name
 from steerfast.serving.reader import PlanReader, read_vector
 from steerfast.serving.settings import Settings
-from steerfast.vector import SteeringVector
 
 GOOD = ["a", "7", "A.b-c_9", "a..b", "joy.safetensors", 64 * "x"]
 BAD = ["", ".", "..", ".a", "-a", "_a", "a/b", "/a", "../a", "a\\b", "a b", "a\n", "a\0", "é"]

@@ -16,15 +16,15 @@ import torch
 import steerfast as sf
 from steerfast.io.plans import plan_from_json, plan_to_json
 from steerfast.io.vectors import vector_to_json
-from steerfast.itinerary import itinerary
-from steerfast.router import BASE, GAIN, make_router
+from steerfast.routing.itinerary import itinerary
+from steerfast.routing.router import BASE, GAIN, make_router
 from steerfast.serving.catalogue import Catalogue
 from steerfast.serving.client import openai_args
 from steerfast.serving.reader import PlanReader
 from steerfast.serving.settings import Settings
 from steerfast.serving.vllm.device_route import DeviceRoute
 from steerfast.serving.wire import FIELD, to_wire
-from steerfast.table import Table
+from steerfast.table.table import Table
 
 D, LAYERS, PROMPT = 8, 4, [5, 7, 8, 6]
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import steerfast as sf
-from steerfast.lowering import lower
 from steerfast.serving.catalogue import Catalogue
 from steerfast.serving.dose import dose
 from steerfast.serving.reader import PlanReader
 from steerfast.serving.settings import Settings
 from steerfast.serving.vllm.admission import Room
 from steerfast.serving.wire import Cost, prepare, to_wire
-from steerfast.table import Table
+from steerfast.table.lowering import lower
+from steerfast.table.table import Table
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from steerfast.errors import SteerfastError
-from steerfast.itinerary import Itinerary
-from steerfast.route import Rows
-from steerfast.router import BASE, GAIN, NO_SEAT, POSITION, SEAT, SLOT, make_router
+from steerfast.routing.itinerary import Itinerary
+from steerfast.routing.route import Rows
+from steerfast.routing.router import BASE, GAIN, NO_SEAT, POSITION, SEAT, SLOT, make_router
 from steerfast.serving.vllm.device_route import DeviceRoute
 from steerfast.serving.vllm.rows import FixedRows
 from steerfast.serving.vllm.runner_v2 import attach, route

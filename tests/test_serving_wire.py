@@ -12,8 +12,8 @@ from random_plans import plan as random_plan
 
 import steerfast as sf
 from steerfast.io.plans import plan_from_json
-from steerfast.lowering import lower
 from steerfast.serving.wire import block_key, prepare, to_wire
+from steerfast.table.lowering import lower
 
 V = sf.SteeringVector("v", {layer: torch.randn(8) for layer in range(4)}, {1: 2.0})
 BLOCK = 8

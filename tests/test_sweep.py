@@ -14,8 +14,8 @@ from random_plans import LAYERS, PLAIN, llama, plan, prompt, vector
 from steerfast import Condition, First, Plan, Schedule, SteeringVector, Term, Test, attach, steer
 from steerfast.errors import SteerfastError
 from steerfast.experiments.readouts import Accuracy, NextAnswer, NextTokens
-from steerfast.experiments.sweep import buckets, default_batch_tokens, sweep
-from steerfast.models.forked import ForkedPass
+from steerfast.sweep.engine import buckets, default_batch_tokens, sweep
+from steerfast.sweep.forked import ForkedPass
 
 MODEL = llama()
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from steerfast import SteerfastError, SteeringVector, steer
-from steerfast.sites import site_index
-from steerfast.table import Table
+from steerfast.plans.sites import site_index
+from steerfast.table.table import Table
 
 
 def vector(seed=0, size=8, layers=3):

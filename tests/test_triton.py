@@ -24,10 +24,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerfast import reference, testing, triton_ops
-from steerfast.arguments import explain
-from steerfast.records import FINISH_CODES, MAX_READS, READ_WIDTH, GateKind, Op
-from steerfast.reference import Steering
+from steerfast import testing
+from steerfast.ops import reference
+from steerfast.ops import triton as triton_ops
+from steerfast.ops.arguments import explain
+from steerfast.ops.records import FINISH_CODES, MAX_READS, READ_WIDTH, GateKind, Op
+from steerfast.ops.reference import Steering
 from steerfast.testing import recipes
 
 pytestmark = pytest.mark.skipif(
@@ -110,7 +112,7 @@ def test_interpreted() -> None:
 
 
 def test_import_does_not_import_triton() -> None:
-    code = "import sys, steerfast.triton_ops; sys.exit('triton' in sys.modules)"
+    code = "import sys, steerfast.ops.triton; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

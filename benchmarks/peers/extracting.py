@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfast.contrast import ContrastPair
+from steerfast.extraction.contrast import ContrastPair
 
 Vectors = dict[int, Tensor]  # layer -> [D], at its output
 BATCH = 16

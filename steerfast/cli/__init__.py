@@ -1,5 +1,8 @@
-"""The command line. Progress and tables go to stderr; with ``--json`` the last line of stdout is one
-JSON object, without it results go to stdout as text."""
+"""The command line.
+
+Progress and tables go to stderr; with ``--json`` the last line of stdout is one JSON object, without it results go to
+stdout as text.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from steerfast.cli.console import (
 @app.command()
 def env(json_: JsonFlag = False) -> None:
     """Which backends exist here, why the others do not, and the versions that matter."""
-    from steerfast.environment import describe
+    from steerfast.cli.environment import describe
 
     facts = describe()
     table = Table(
@@ -49,7 +49,7 @@ def env(json_: JsonFlag = False) -> None:
 @app.command()
 def operators(json_: JsonFlag = False) -> None:
     """What a term can do: each operator's formula and the fields it takes."""
-    from steerfast.operators import OPERATORS
+    from steerfast.plans.operators import OPERATORS
 
     table = Table("operator", "adds to h", "needs", "takes")
     for name, takes in OPERATORS.items():
@@ -78,8 +78,8 @@ def demo(
 ) -> None:
     """Extract, steer and measure on a real model: generations, dose-response, decode speed."""
     from steerfast.experiments import demo as experiment
+    from steerfast.experiments.plots import plot_dose_response
     from steerfast.io import save_vector
-    from steerfast.plots import plot_dose_response
 
     loaded = load(model, dtype)
     with stages() as stage:

@@ -58,9 +58,10 @@ def extract(
 ) -> None:
     """Make a steering vector from contrast pairs, or from two corpora."""
     from steerfast import contrast
-    from steerfast.extract import extract_corpora, extract_pairs
+    from steerfast.cli.arguments import parse_layers, parse_position
+    from steerfast.extraction.extract import extract_corpora, extract_pairs
+    from steerfast.extraction.texts import count_texts, read_texts
     from steerfast.io import save_vector
-    from steerfast.texts import count_texts, parse_layers, parse_position, read_texts
 
     where = parse_position(position)
     corpora = [path for path in (positive, negative) if path is not None]
@@ -143,9 +144,9 @@ def generate(
     json_: JsonFlag = False,
 ) -> None:
     """Generate with steering, side by side with unsteered."""
+    from steerfast.cli.arguments import parse_vectors
     from steerfast.experiments.side_by_side import side_by_side
     from steerfast.io import load_plan
-    from steerfast.texts import parse_vectors
 
     if (plan is None) == (not vector):
         raise ValueError("give either --plan, or --vector at least once")

@@ -172,8 +172,8 @@ def _study(
 
 def _finish(results: dict[str, Any], folder: Path, as_json: bool) -> None:
     """Figures, report, and the tables on the screen."""
-    from steerfast.figures import figures
-    from steerfast.report import tables, write_report
+    from steerfast.experiments.figures import figures
+    from steerfast.experiments.report import tables, write_report
 
     for number, drawing in enumerate(figures(results).values(), 1):
         (folder / f"figure-{number}.svg").write_text(drawing, encoding="utf-8")

@@ -22,8 +22,8 @@ from steerfast.experiments.measure import Laboratory, Pieces, scored
 from steerfast.experiments.questions import Question, Split
 from steerfast.experiments.schemes import combined, individual, simultaneous
 from steerfast.experiments.trials import Result, Trials
-from steerfast.plan import Plan
-from steerfast.vector import SteeringVector
+from steerfast.plans.plan import Plan
+from steerfast.plans.vector import SteeringVector
 
 Chosen = dict[str, dict[int, dict[Sign, float]]]
 Advance = Callable[[], None]

@@ -21,8 +21,8 @@ from steerfast.experiments.examples import examples
 from steerfast.experiments.measure import Laboratory, Pieces, check_capable
 from steerfast.experiments.schemes import individual
 from steerfast.experiments.trials import Result, Trials
-from steerfast.plan import Plan
-from steerfast.vector import SteeringVector
+from steerfast.plans.plan import Plan
+from steerfast.plans.vector import SteeringVector
 
 SHARES = (0.9, 0.8, 0.5, 0.2)  # of code's accuracy, at which the table says what is left of text's
 JUMP = 5  # grid points ahead, once little is left

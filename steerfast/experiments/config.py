@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from steerfast.experiments.choice import Criterion
-from steerfast.term import Scale
+from steerfast.plans.term import Scale
 
 T = TypeVar("T")
 # {behaviour: {layer: (negative, positive)}}

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from steerfast.texts import read_texts
+from steerfast.extraction.texts import read_texts
 
 SHORTEST = 200  # characters; shorter texts (headings, empty modules) are left out
 READ = 20_000  # texts of a source at most

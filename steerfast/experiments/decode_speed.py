@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from steerfast.models import attach
-from steerfast.plan import Plan
+from steerfast.plans.plan import Plan
 
 
 class DecodeSpeed(NamedTuple):

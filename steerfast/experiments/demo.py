@@ -15,12 +15,12 @@ from steerfast import contrast
 from steerfast.experiments.decode_speed import DecodeSpeed, decode_speed
 from steerfast.experiments.dose import COEFFICIENTS, DosePoint, dose_response
 from steerfast.experiments.prompts import encode_prompt, pad_token
-from steerfast.extract import extract_pairs
+from steerfast.extraction.extract import extract_pairs
 from steerfast.models import Handle, attach
 from steerfast.models.load import Loaded
-from steerfast.plan import Plan, steer
-from steerfast.term import Term
-from steerfast.vector import SteeringVector
+from steerfast.plans.plan import Plan, steer
+from steerfast.plans.term import Term
+from steerfast.plans.vector import SteeringVector
 
 PROMPTS = ("Tell me about your day.", "Describe the old house at the end of the street.")
 GENERATION_COEFFICIENTS = (-0.25, 0.0, 0.25)

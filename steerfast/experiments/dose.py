@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steerfast.contrast import ContrastPair
-from steerfast.extract import continuation_start
+from steerfast.extraction.contrast import ContrastPair
+from steerfast.extraction.extract import continuation_start
 from steerfast.models import Handle, find_decoder
-from steerfast.plan import Plan, steer
-from steerfast.term import Scale
-from steerfast.vector import SteeringVector
+from steerfast.plans.plan import Plan, steer
+from steerfast.plans.term import Scale
+from steerfast.plans.vector import SteeringVector
 
 # The same for every direction, in units of the median stream norm (scale "stream"). Beyond about 0.3 a
 # small model falls apart and the curves bend back.

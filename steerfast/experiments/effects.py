@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from steerfast.vector import SteeringVector
+from steerfast.plans.vector import SteeringVector
 
 RESAMPLES = 2000
 

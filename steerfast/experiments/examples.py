@@ -7,7 +7,7 @@ from typing import Any
 
 from steerfast.experiments.measure import Laboratory
 from steerfast.experiments.trials import Trials
-from steerfast.plan import Plan
+from steerfast.plans.plan import Plan
 
 TOKENS = 40
 

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfast.contrast import ContrastPair
 from steerfast.experiments import questions as asking
 from steerfast.experiments.answers import Score, score
 from steerfast.experiments.prompts import pad_token
 from steerfast.experiments.questions import Question
 from steerfast.experiments.readouts import Accuracy, NextAnswer, NextTokens
-from steerfast.experiments.sweep import sweep
 from steerfast.experiments.trials import Job, Result
+from steerfast.extraction.contrast import ContrastPair
 from steerfast.models import attach
 from steerfast.models.load import Loaded
-from steerfast.plan import Plan
+from steerfast.plans.plan import Plan
+from steerfast.sweep.engine import sweep
 
 SAMPLED = 4096  # values of each weight that enter a model's digest
 

@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from steerfast.contrast import ContrastPair
+from steerfast.extraction.contrast import ContrastPair
 
 SEED = 13
 MOST = 1000  # questions of a behaviour; of more, so many are sampled

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from steerfast.plan import Plan, steer
-from steerfast.term import Scale, Term
-from steerfast.vector import SteeringVector
+from steerfast.plans.plan import Plan, steer
+from steerfast.plans.term import Scale, Term
+from steerfast.plans.vector import SteeringVector
 
 Reduce = Literal["sum", "mean"]
 

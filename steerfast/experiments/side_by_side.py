@@ -13,7 +13,7 @@ from steerfast.experiments.prompts import encode_prompt, pad_token
 from steerfast.models import Report, attach
 from steerfast.models.handle import SteeredRows
 from steerfast.models.load import Loaded
-from steerfast.plan import Plan
+from steerfast.plans.plan import Plan
 
 
 class SideBySide(NamedTuple):

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerfast.contrast import ContrastSet
 from steerfast.experiments.config import SparsityConfig, described
 from steerfast.experiments.measure import Laboratory, Pieces
 from steerfast.experiments.schemes import individual
 from steerfast.experiments.trials import Trials
+from steerfast.extraction.contrast import ContrastSet
 from steerfast.models import find_decoder
 from steerfast.models.load import Loaded
-from steerfast.plan import Plan
-from steerfast.vector import SteeringVector
+from steerfast.plans.plan import Plan
+from steerfast.plans.vector import SteeringVector
 
 Stage = Callable[[str, int], Callable[[], None]]
 # (name, data, the model's laboratory, pairs) -> vector, kept in the study's folder

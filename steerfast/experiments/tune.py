@@ -13,8 +13,8 @@ from steerfast.experiments.measure import Laboratory, Pieces, check_capable
 from steerfast.experiments.questions import Split
 from steerfast.experiments.schemes import individual
 from steerfast.experiments.trials import Trials
-from steerfast.plan import Plan
-from steerfast.vector import SteeringVector
+from steerfast.plans.plan import Plan
+from steerfast.plans.vector import SteeringVector
 
 Stage = Callable[[str, int], Callable[[], None]]
 

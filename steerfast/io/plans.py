@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from steerfast.condition import Condition, Test
 from steerfast.io.positions import schedule_from_json, select_from_json, select_to_json
 from steerfast.io.vectors import (
     load_vector,
@@ -19,10 +18,11 @@ from steerfast.io.vectors import (
     vector_from_json,
     vector_to_json,
 )
-from steerfast.operators import OPERATORS
-from steerfast.plan import Plan
-from steerfast.term import Gate, Term
-from steerfast.vector import SteeringVector
+from steerfast.plans.condition import Condition, Test
+from steerfast.plans.operators import OPERATORS
+from steerfast.plans.plan import Plan
+from steerfast.plans.term import Gate, Term
+from steerfast.plans.vector import SteeringVector
 
 SCHEMA = "steerfast.plan/1"
 _PLAN_KEYS = {"schema", "terms", "finish", "schedule", "condition"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from steerfast.schedule import Schedule
-from steerfast.selectors import AfterSequence, First, Positions, Select
+from steerfast.plans.schedule import Schedule
+from steerfast.plans.selectors import AfterSequence, First, Positions, Select
 
 
 def select_to_json(select: Select) -> str | dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from steerfast.vector import LAYER_CONVENTION, SteeringVector
+from steerfast.plans.vector import LAYER_CONVENTION, SteeringVector
 
 FORMAT = "steerfast.vector/1"
 _VECTOR_KEYS = {"name", "positions", "directions", "stream_norms", "provenance"}

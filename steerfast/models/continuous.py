@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from steerfast.errors import SteerfastError
-from steerfast.models.packed import PackedRequests
-from steerfast.plan import Plan
+from steerfast.plans.plan import Plan
+from steerfast.routing.packed import PackedRequests
 
 _DEFAULT: Any = object()  # no plan given: that of handle.use()
 _TOKEN_BITS, _SALT_BITS, _SALTED = 20, 11, 8  # block hashes take token ids as 32-bit integers
@@ -43,7 +43,7 @@ class SteeredBatch:
         self.__signature__ = inspect.signature(original)
 
     def __call__(self, inputs: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> Any:
-        count = self.shared.routing.count
+        count = self.shared.routing.in_use.count
         if count is not None and count != len(inputs):
             raise ValueError(
                 f"use() was given {count} plans, but generate_batch got {len(inputs)} prompts; give one "
@@ -114,7 +114,9 @@ class _AddRequest:
 
     def in_use(self) -> list[Plan | None]:
         """The plans of ``handle.use``, in order."""
-        return [None if entry is None else entry.plan for entry in self.shared.routing.requests]
+        return [
+            None if entry is None else entry.plan for entry in self.shared.routing.in_use.requests
+        ]
 
     def __call__(
         self,

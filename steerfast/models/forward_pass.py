@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerfast import ops, reference, triton_ops
+from steerfast import ops
 from steerfast.errors import SteerfastError
 from steerfast.models.generation import Generation
-from steerfast.models.route_op import route_op
-from steerfast.models.routing import Routing
-from steerfast.reference import Steering
-from steerfast.route import Rows
-from steerfast.table import Table
+from steerfast.ops import reference
+from steerfast.ops import triton as triton_ops
+from steerfast.ops.reference import Steering
+from steerfast.routing.route import Rows
+from steerfast.routing.route_op import route_op
+from steerfast.routing.routing import Routing
+from steerfast.table.table import Table
 
 _BY_NAME = {"reference": reference, "triton": triton_ops}
 
@@ -105,7 +107,7 @@ class ForwardPass:
         """Called by ``generate`` before each step, outside compiled code: fills the fixed buffers."""
         assert self.generation is not None
         batch, length = int(shape[0]), int(shape[1])
-        self.routing.check_batch(batch, exact=False)
+        self.routing.in_use.check_batch(batch, exact=False)
         seen = 0 if cache is None else cache.get_seq_length()
         if not isinstance(seen, int):  # a static cache keeps it on the device; the mask says it too
             seen = int(seen) if attention_mask is None else attention_mask.shape[1] - length
@@ -122,7 +124,7 @@ class ForwardPass:
 
     def route_alone(self, rows: int) -> None:
         """For a layer called by itself, outside of its model's forward."""
-        if self.routing.active:
+        if self.routing.in_use.active:
             raise SteerfastError(
                 f"a layer was called by itself with {rows} rows, which no forward of the model has "
                 "routed; call the model, or end use() first"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from steerfast.errors import SteerfastError
-from steerfast.models.positions import prompts_of
-from steerfast.models.routing import Routing
+from steerfast.routing.positions import prompts_of
+from steerfast.routing.routing import Routing
 
 
 class Generation:
@@ -73,7 +73,9 @@ class Generation:
 
     def _prompts(self, routing: Routing) -> list[list[int]] | None:
         """The prompts' ids, row by row, where a plan looks for a sequence in them."""
-        sought = any(entry is not None and entry.lowered.sequences for entry in routing.requests)
+        sought = any(
+            entry is not None and entry.lowered.sequences for entry in routing.in_use.requests
+        )
         if not sought or self.tokens is None or self.tokens.shape[1] != self.width:
             return None
         each = prompts_of(self.tokens, self.mask, None)
@@ -104,7 +106,7 @@ class Loop:
         if seen is not None:
             self.seen = seen
         routing = self._shared.routing
-        routing.check_batch(self._batch, exact=False)
+        routing.in_use.check_batch(self._batch, exact=False)
         mask, generation = self._mask, self._generation
         if generation.complete and self.seen >= generation.width:
             mask = None  # behind the prompt all are tokens
@@ -144,7 +146,7 @@ class SteeredGenerate:
         flat = mask if mask is not None and mask.ndim == 2 else None
         if flat is not None:  # covers a given cache, which the prompt may not
             width = flat.shape[1]
-        plans = shared.routing.count
+        plans = shared.routing.in_use.count
         if plans is not None and batch != plans:
             raise ValueError(
                 f"use() was given {plans} plans, but generate got {batch} prompts; give one "

@@ -17,9 +17,10 @@ from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.generation import Loop
 from steerfast.models.rebind import Rebindings
-from steerfast.plan import Plan
-from steerfast.sites import site_name
-from steerfast.table import UNSTEERED, Entry, Table
+from steerfast.plans.plan import Plan
+from steerfast.plans.sites import site_name
+from steerfast.routing.in_use import NOTHING, InUse
+from steerfast.table.table import UNSTEERED, Entry, Table
 
 Plans = Plan | None | Sequence[Plan | None]
 
@@ -251,10 +252,12 @@ class Handle:
         if self._stack:
             self._assign(self._stack[-1])
         else:
-            self._shared.routing.assign((None,))
+            self._shared.routing.assign(NOTHING)
 
     def _assign(self, use: Use) -> None:
-        self._shared.routing.assign(use.entries, use.single, use.prompt_lengths, use.prompts)
+        self._shared.routing.assign(
+            InUse.of(use.entries, use.single, use.prompt_lengths, use.prompts)
+        )
 
     def _end(self, use: Use) -> None:
         if use not in self._stack:

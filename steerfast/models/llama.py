@@ -13,56 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from steerfast.errors import SteerfastError
 from steerfast.models.forward_pass import ForwardPass
-from steerfast.reference import Steering
-from steerfast.sites import site_index
-
-
-def _only_reads(hook: Any) -> bool:
-    """transformers' own recorder of hidden states, which stays installed after its first use."""
-    return getattr(hook, "__name__", "") == "output_capturing_hook"
-
-
-def unobserved(module: nn.Module) -> bool:
-    """No hook on the module sees or changes what flows through it."""
-    if not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
-        return True
-    return not (
-        module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    ) and all(_only_reads(hook) for hook in module._forward_hooks.values())
-
-
-def _global_hooks() -> bool:
-    """A hook on all modules (a profiler's, a tracer's) wants to see every norm called."""
-    return bool(
-        torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
-    )
-
-
-def _at_hand(norm: nn.Module, kind: type, stream: Tensor, ours: Any = None) -> bool:
-    """The kernel may stand in for this norm: it is still of the class that attach knew, nobody watches or
-    replaces it, and its weight is a plain tensor on the stream's device (offloading libraries keep it
-    elsewhere until the norm is called)."""
-    weight = norm._parameters.get("weight")
-    return (
-        type(norm) is kind
-        and norm.__dict__.get("forward") is ours
-        and type(weight) is nn.Parameter
-        and weight.device == stream.device
-        and (weight.dtype is stream.dtype or weight.dtype is torch.float32)
-        and unobserved(norm)
-    )
+from steerfast.models.hand_over import NextNorm, at_hand, unobserved, watched_everywhere
+from steerfast.ops.reference import Steering
+from steerfast.plans.sites import site_index
 
 
 class SteeredLayer:
@@ -137,7 +93,7 @@ class SteeredLayer:
         if branch.dtype is not stream.dtype:
             branch, stream = _same_dtype(branch, stream)
         site = steering(self.mid_site)
-        if fusing and _at_hand(mid_norm, self.norm_class, stream):
+        if fusing and at_hand(mid_norm, self.norm_class, stream):
             stream, normed = shared.ops.steer_add_rms_norm(
                 branch, stream, mid_norm.weight, mid_norm.variance_epsilon, site
             )
@@ -166,27 +122,6 @@ class SteeredLayer:
         if layer.__dict__.get("forward") is not self.own_forward or not unobserved(layer):
             return None
         return None if self.next is None else self.next.ready(stream)
-
-
-class NextNorm:
-    """The norm that will read a stream: ``name`` of ``owner``, which is the next layer or the model."""
-
-    def __init__(self, owner: nn.Module, name: str, owner_forward: Any, norm_forward: Any) -> None:
-        self.owner, self.name = owner, name
-        self.norm_class = type(getattr(owner, name))
-        # What must stand in ``forward`` of both. A layer must be ours; the model calls its final norm as a
-        # module, so that one has a forward of ours where attach found none.
-        self.owner_forward, self.norm_forward = owner_forward, norm_forward
-
-    def ready(self, stream: Tensor) -> Any:
-        """The norm, if it may be computed here and handed over; else None."""
-        owner, norm = self.owner, self.owner._modules[self.name]
-        if owner.__dict__.get("forward") is not self.owner_forward:
-            return None
-        if self.name == "input_layernorm" and not unobserved(owner):
-            return None
-        assert norm is not None
-        return norm if _at_hand(norm, self.norm_class, stream, self.norm_forward) else None
 
 
 def _checkpoints_in_call(layer: nn.Module) -> bool:
@@ -252,7 +187,7 @@ class SteeredModel:
             )
         self._check_layers()
         shared = self.shared
-        shared.fusing = not _global_hooks()
+        shared.fusing = not watched_everywhere()
         given: Any = input_ids if inputs_embeds is None else inputs_embeds
         shared.begin(
             given, self._device(given), input_ids, attention_mask, position_ids, past_key_values

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models import Handle, attach
-from steerfast.plan import Plan
+from steerfast.plans.plan import Plan
 
 _SAMPLING = ("max_new_tokens", "eos_token_id", "do_sample", "temperature", "top_k", "top_p", "seed")
 _PER_REQUEST = ("max_new_tokens", "eos_token_id")

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from steerfast.io.plans import load_plan, save_plan
 from steerfast.io.vectors import load_vector, save_vector
-from steerfast.plan import Plan
-from steerfast.vector import SteeringVector
+from steerfast.plans.plan import Plan
+from steerfast.plans.vector import SteeringVector
 
 logger = logging.getLogger("steerfast")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steerfast.io.plans import plan_to_json
-from steerfast.plan import Plan
+from steerfast.plans.plan import Plan
 from steerfast.serving.wire import FIELD
 
 

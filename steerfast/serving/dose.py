@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steerfast.lowering import Lowered, scaled
-from steerfast.plan import Plan
-from steerfast.sites import site_index, site_name
-from steerfast.term import Term
+from steerfast.plans.plan import Plan
+from steerfast.plans.sites import site_index, site_name
+from steerfast.plans.term import Term
+from steerfast.table.lowering import Lowered, scaled
 
 
 def dose(plan: Plan, lowered: Lowered) -> tuple[float, str]:

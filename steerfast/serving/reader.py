@@ -16,12 +16,12 @@ from typing import Any
 
 from steerfast.io.plans import plan_from_json
 from steerfast.io.vectors import vector_from_json
-from steerfast.plan import Plan
+from steerfast.plans.plan import Plan
+from steerfast.plans.vector import SteeringVector
 from steerfast.serving.catalogue import Catalogue
 from steerfast.serving.dose import dose
 from steerfast.serving.settings import Settings
 from steerfast.serving.wire import Cost, Prepared, prepare
-from steerfast.vector import SteeringVector
 
 logger = logging.getLogger("steerfast")
 _REMEMBERED = 64 * 2**20  # bytes of plans as text

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from steerfast.fields import choice
+from steerfast.plans.fields import choice
 
 Mode = Literal["fused", "exact"]
 _ENGINE = ("mode", "slots", "rows", "programs")

@@ -20,13 +20,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from steerfast.io.plans import plan_to_json
-from steerfast.itinerary import NEVER
-from steerfast.lowering import Lowered, Origin, lower
-from steerfast.packing import pack
-from steerfast.plan import Plan
-from steerfast.selectors import final_token
-from steerfast.term import Term
-from steerfast.vector import SteeringVector
+from steerfast.plans.plan import Plan
+from steerfast.plans.selectors import final_token
+from steerfast.plans.term import Term
+from steerfast.plans.vector import SteeringVector
+from steerfast.routing.itinerary import NEVER
+from steerfast.table.lowering import Lowered, Origin, lower
+from steerfast.table.packing import pack
 
 FIELD = "steerfast"  # of a request's extra arguments
 WIRE = "steerfast.wire"  # what the front end puts in its place

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfast.reference import NormOrder, Steering, active_rows, rms_norm, steer_rows
+from steerfast.ops.reference import NormOrder, Steering, active_rows, rms_norm, steer_rows
 from steerfast.testing.bounds import RELATIVE, UNDERFLOW, analyse
 
 

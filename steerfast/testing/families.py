@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from steerfast.records import FINISH_CODES, MAX_READS, GateKind
+from steerfast.ops.records import FINISH_CODES, MAX_READS, GateKind
 from steerfast.testing import recipes
 from steerfast.testing.bounds import MARGIN
 from steerfast.testing.operators import OPERATORS, Maker

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfast.records import GateKind, Op, Read
+from steerfast.ops.records import GateKind, Op, Read
 from steerfast.testing import recipes
 from steerfast.testing.bounds import RELATIVE
 from steerfast.testing.case import bits

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from steerfast.records import MAX_READS, GateKind, Read
+from steerfast.ops.records import MAX_READS, GateKind, Read
 from steerfast.testing import recipes
 from steerfast.testing.streams import Source
 from steerfast.testing.table import Table

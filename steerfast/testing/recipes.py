@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from steerfast.records import GateKind, Op, Read
+from steerfast.ops.records import GateKind, Op, Read
 
 
 def ablate(v: int, strength: float = 1.0) -> list[Read]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steerfast.records import FINISH_CODES, MAX_READS, Op, Read
-from steerfast.reference import Steering
+from steerfast.ops.records import FINISH_CODES, MAX_READS, Op, Read
+from steerfast.ops.reference import Steering
 
 
 class Table:

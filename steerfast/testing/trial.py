@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfast.records import Read
+from steerfast.ops.records import Read
 from steerfast.testing.case import Case
 from steerfast.testing.operators import Maker
 from steerfast.testing.streams import Source

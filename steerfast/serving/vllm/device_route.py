@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steerfast.itinerary import NEVER, Itinerary
-from steerfast.lowering import MAX_SEGMENTS
-from steerfast.route import Route, Rows
-from steerfast.router import NO_SEAT
-from steerfast.schedule import MAX_POINTS
-from steerfast.table import UNSTEERED
+from steerfast.plans.schedule import MAX_POINTS
+from steerfast.routing.itinerary import NEVER, Itinerary
+from steerfast.routing.route import Route, Rows
+from steerfast.routing.router import NO_SEAT
+from steerfast.table.lowering import MAX_SEGMENTS
+from steerfast.table.table import UNSTEERED
 
 
 class DeviceRoute(Route):

@@ -26,13 +26,13 @@ from fastapi.responses import JSONResponse
 
 from steerfast import __version__
 from steerfast.io.plans import plan_from_json
-from steerfast.plan import Plan
+from steerfast.plans.plan import Plan
+from steerfast.plans.vector import SteeringVector
 from steerfast.serving import metrics
 from steerfast.serving.catalogue import Catalogue
 from steerfast.serving.reader import PlanReader, read_vector
 from steerfast.serving.vllm.arming import STATUS, merged
 from steerfast.serving.vllm.front import Front, fronts
-from steerfast.vector import SteeringVector
 
 logger = logging.getLogger("steerfast")
 _POLL_SECONDS = 10.0

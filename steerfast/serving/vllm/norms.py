@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from steerfast import ops  # noqa: F401  registers torch.ops.steerfast
+from steerfast.plans.sites import site_index
 from steerfast.serving.settings import Mode
-from steerfast.sites import site_index
-from steerfast.table import Table
+from steerfast.table.table import Table
 
 
 class StepRows:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steerfast.route import RowBuffers, Rows, Staging
-from steerfast.table import UNSTEERED
+from steerfast.routing.route import RowBuffers, Rows, Staging
+from steerfast.table.table import UNSTEERED
 
 
 class FixedRows(RowBuffers):

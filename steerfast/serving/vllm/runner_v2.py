@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from steerfast.errors import SteerfastError
-from steerfast.router import NO_SEAT
+from steerfast.routing.router import NO_SEAT
 from steerfast.serving.vllm.patching import wrap
+from steerfast.serving.vllm.worker import arm
 
 _RUNNER = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _INVENTED = re.compile(r"req_\d+_[0-9a-f]{32}|req_\d+_[0-9a-f-]{36}")  # profiling, idle ranks
@@ -28,8 +29,6 @@ def install() -> None:
 
 
 def _load(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
-    from steerfast.serving.vllm.worker import arm
-
     result = original(runner, *args, **kwargs)
     arm(runner, runner.model, runner.vllm_config, runner.device)
     if getattr(runner, "steerfast", None) is not None:

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfast import __version__, backends
+from steerfast import __version__
 from steerfast.errors import SteerfastError
 from steerfast.io.plans import plan_from_json
-from steerfast.models.packed import PackedRequests
-from steerfast.models.routing import Routing
-from steerfast.plan import Plan
+from steerfast.ops import backends
+from steerfast.plans.plan import Plan
+from steerfast.routing.packed import PackedRequests
+from steerfast.routing.routing import Routing
 from steerfast.serving.settings import Settings
 from steerfast.serving.vllm.arming import is_on, settings_of
 from steerfast.serving.vllm.device_route import DeviceRoute
 from steerfast.serving.vllm.norms import find_llama, steer_norms
-from steerfast.serving.vllm.patching import wrap
 from steerfast.serving.vllm.rows import FixedRows
 from steerfast.serving.wire import WIRE
-from steerfast.table import Table
+from steerfast.table.table import Table
 
 _REMEMBERED = 256
 
@@ -153,36 +153,8 @@ def _backend(device: torch.device) -> str:
     )
 
 
-def install() -> None:
-    """Arm the model of each runner once it is loaded, and let every worker tell."""
-    from vllm.v1.worker.worker_base import WorkerBase
-
-    from steerfast.serving.vllm import runner_v1, runner_v2
-
-    WorkerBase.steerfast_status = _status
-    wrap("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "load_model", _load)
-    wrap("vllm.v1.worker.cpu_model_runner:CPUModelRunner", "load_model", _load)
-    runner_v1.install()
-    runner_v2.install()
-
-
-def _load(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
-    result = original(runner, *args, **kwargs)
-    arm(runner, runner.get_model(), runner.vllm_config, runner.device)
-    return result
-
-
 def arm(runner: Any, model: Any, config: Any, device: torch.device) -> None:
     """Steer a runner's model, where the engine's front end expects it."""
     if is_on(config) and getattr(runner, "steerfast", None) is None:
         with torch.inference_mode(False):
             runner.steerfast = Steering(model, config, device)
-
-
-def _status(worker: Any) -> dict[str, Any]:
-    """Stands in vLLM's workers, for ``collective_rpc``."""
-    steering = getattr(getattr(worker, "model_runner", None), "steerfast", None)
-    if steering is None:
-        return {"armed": False, "version": __version__, "reason": "its model was not armed"}
-    status: dict[str, Any] = steering.status()
-    return status

@@ -1,0 +1,74 @@
+"""What the command line's arguments mean: layer lists, positions, vectors with coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from steerfast.extraction.extract import Position
+from steerfast.io import load_vector
+from steerfast.plans.operators import OPERATORS
+from steerfast.plans.plan import Plan
+from steerfast.plans.term import Term
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """``10,15`` or ``8-12`` or both: the layers, ascending. ValueError otherwise."""
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            layers.update(range(int(first), int(last) + 1) if dash else [int(first)])
+        except ValueError as error:
+            raise ValueError(f"layers are written like 10,15 or 8-12, not {text!r}") from error
+    if not layers:
+        raise ValueError(f"layers {text!r} name no layer")
+    return tuple(sorted(layers))
+
+
+def parse_position(text: str) -> Position:
+    """``last``, ``mean`` or an index. ValueError otherwise."""
+    if text == "last":
+        return "last"
+    if text == "mean":
+        return "mean"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"a position is last, mean or a token index, not {text!r}") from error
+
+
+def parse_vectors(
+    texts: Sequence[str],
+    scale: Any = None,
+    select: Any = "all",
+    finish: Any = "none",
+    operator: Any = "add",
+) -> Plan:
+    """A plan from ``FILE:NUMBER[:LAYERS]`` arguments; options as in ``Term`` and ``Plan``.
+
+    NUMBER is the term's coefficient, or the target of clamp, floor and ceiling. ``scale`` is for ``add``
+    alone, by default ``stream``. ValueError for anything else, or an operator that needs more than a number.
+    """
+    takes = OPERATORS.get(operator)
+    if takes is not None and not set(takes.required) <= {"target"}:
+        raise ValueError(
+            f"operator {operator!r} needs {', '.join(takes.required)}; write it as a plan and give --plan"
+        )
+    number = "target" if takes is not None and takes.required else "coefficient"
+    options: dict[str, Any] = {"select": select, "operator": operator}
+    if scale is not None or operator == "add":
+        options["scale"] = scale or "stream"
+    terms = []
+    for text in texts:
+        parts = text.split(":")
+        if len(parts) not in (2, 3):
+            raise ValueError(f"a vector is given as FILE:NUMBER[:LAYERS], not {text!r}")
+        try:
+            value = float(parts[1])
+        except ValueError as error:
+            raise ValueError(f"{parts[1]!r} in {text!r} is no {number}; write a number") from error
+        layers = parse_layers(parts[2]) if len(parts) == 3 else None
+        given: dict[str, Any] = {number: value, **options}
+        terms.append(Term(load_vector(parts[0]), layers=layers, **given))
+    return Plan(tuple(terms), finish)

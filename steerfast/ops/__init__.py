@@ -1,0 +1,32 @@
+"""The fused operators: residual add, steering and RMSNorm in one pass.
+
+``reference`` is the definition, in plain torch; ``fused`` runs compiled kernels (C++, CUDA) where they were built and the
+reference elsewhere; ``triton`` is a third implementation. All three have the functions below and mean the same.
+"""
+
+from steerfast.ops.fused import (
+    add_rms_norm,
+    add_rms_norm_,
+    steer,
+    steer_,
+    steer_add,
+    steer_add_rms_norm,
+    steer_add_rms_norm_,
+    steer_halves_,
+    steer_rms_norm,
+)
+from steerfast.ops.reference import NormOrder, Steering
+
+__all__ = [
+    "NormOrder",
+    "Steering",
+    "add_rms_norm",
+    "add_rms_norm_",
+    "steer",
+    "steer_",
+    "steer_add",
+    "steer_add_rms_norm",
+    "steer_add_rms_norm_",
+    "steer_halves_",
+    "steer_rms_norm",
+]

@@ -1,0 +1,160 @@
+"""What the ops say about arguments that do not fit: which one, what came, what is wanted, what to do.
+
+Kernels check tersely and first; ``explain`` repeats a refused call's checks in words, so that the good
+path pays nothing. ``validate`` looks at values too, which on a GPU would cost a synchronisation a call.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from steerfast.ops.records import FINISH_CODES, MAX_READS, READ_WIDTH, RECORD_WIDTH, GateKind, Op
+from steerfast.ops.reference import NormOrder, Steering
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def norm_order_flag(op: str, norm_order: NormOrder) -> bool:
+    """The schema's ``fp32_norm``; ValueError for an unknown order."""
+    if norm_order not in ("hf", "fp32"):
+        raise ValueError(f"{op}: norm_order is {norm_order!r}; wanted 'hf' or 'fp32'")
+    return norm_order == "fp32"
+
+
+def explain(
+    op: str,
+    residual: Tensor,
+    *,
+    x: Tensor | None = None,
+    weight: Tensor | None = None,
+    steering: Steering | None = None,
+    in_place: bool = False,
+) -> None:
+    """Raises ValueError for the first argument of ``op`` that does not fit; returns if all do."""
+    stream = "residual" if x is not None else "stream"
+    if residual.ndim < 1 or residual.dtype not in DTYPES:
+        raise ValueError(
+            f"{op}: {stream} is {residual.dtype} {list(residual.shape)}; wanted float32, bfloat16 or "
+            "float16 of shape [..., D]"
+        )
+    if x is not None and (x.shape != residual.shape or x.dtype != residual.dtype):
+        raise ValueError(
+            f"{op}: x is {x.dtype} {list(x.shape)} but residual is {residual.dtype} "
+            f"{list(residual.shape)}; both must be [..., D] of one dtype"
+        )
+    width, count = residual.shape[-1], math.prod(residual.shape[:-1])
+    if weight is not None and (
+        weight.shape != (width,) or weight.dtype not in (residual.dtype, torch.float32)
+    ):
+        raise ValueError(
+            f"{op}: weight is {weight.dtype} {list(weight.shape)}; wanted [{width}] of {residual.dtype} "
+            "or float32"
+        )
+    if in_place and weight is not None and weight.dtype != residual.dtype:
+        raise ValueError(
+            f"{op}: weight is {weight.dtype}, but in place it must be {residual.dtype}"
+        )
+    others = {"x": x, "weight": weight} | (steering._asdict() if steering is not None else {})
+    if steering is not None:
+        _explain_steering(op, steering, count, width)
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != residual.device:
+            raise ValueError(
+                f"{op}: {name} is on {tensor.device} but {stream} is on {residual.device}; move it there"
+            )
+    for name in ("row_slot", "row_gain", "records", "reads", "bank", "weight"):
+        tensor = others.get(name)
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(
+                f"{op}: {name} has strides {tensor.stride()}; call .contiguous() on it"
+            )
+    if in_place:
+        for name, tensor in {"x": x, stream: residual}.items():
+            if tensor is not None and not _rows_at_one_stride(tensor):
+                raise ValueError(
+                    f"{op}: {name} has strides {tensor.stride()}; in place it must be rows at one stride, "
+                    "contiguous within a row and not overlapping"
+                )
+
+
+def _explain_steering(op: str, steering: Steering, count: int, width: int) -> None:
+    wanted = {
+        "row_slot": (torch.int32, [count]),
+        "row_gain": (torch.float32, [count]),
+        "records": (torch.int32, [*steering.records.shape[:1], RECORD_WIDTH]),
+        "reads": (torch.int32, [*steering.reads.shape[:1], MAX_READS, READ_WIDTH]),
+        "bank": (torch.float32, [*steering.bank.shape[:1], width]),
+    }
+    for name, (dtype, shape) in wanted.items():
+        given: Tensor = getattr(steering, name)
+        if given.dtype != dtype or list(given.shape) != shape:
+            raise ValueError(
+                f"{op}: {name} is {given.dtype} {list(given.shape)}; wanted {dtype} {shape} for "
+                f"{count} rows of width {width}"
+            )
+
+
+def _rows_at_one_stride(tensor: Tensor) -> bool:
+    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        return False
+    try:
+        rows = tensor.view(-1, tensor.shape[-1])
+    except RuntimeError:
+        return False
+    return rows.shape[0] <= 1 or rows.stride(0) >= rows.shape[1]
+
+
+def validate(steering: Steering) -> None:
+    """ValueError for the first value of a table or route that no kernel may see.
+
+    Slots, bank rows, programs and places in a program within range; known codes; everything that a
+    record reaches finite. Reads the tensors back to the host, so on a GPU it synchronises: call it
+    where a table is filled by hand. ``steerfast.table.table`` and ``steerfast.routing.route`` fill them right.
+    """
+    slot, gain, records, reads, bank = (tensor.cpu() for tensor in steering)
+    bad = _first(slot >= records.shape[0])
+    if bad is not None:
+        raise ValueError(f"row_slot[{bad}] is {slot[bad]}; there are slots 0..{len(records) - 1}")
+    bad = _first(~gain.isfinite())
+    if bad is not None:
+        raise ValueError(f"row_gain[{bad}] is {gain[bad]}; it must be finite")
+    rows = bank.shape[0]
+    finite = bank.isfinite().all(-1)
+    for place, record in enumerate(records.tolist()):
+        delta, finish, program, count = record
+        if delta >= rows:
+            raise ValueError(f"records[{place}] names delta {delta}; the bank has {rows} rows")
+        if delta >= 0 and not finite[delta]:
+            raise ValueError(f"bank[{delta}], the delta of slot {place}, holds NaN or infinity")
+        if finish not in FINISH_CODES.values():
+            raise ValueError(f"records[{place}] has finish {finish}; known: {FINISH_CODES}")
+        if not 0 <= count <= MAX_READS:
+            raise ValueError(f"records[{place}] has {count} reads; a program has 0..{MAX_READS}")
+        if count and not 0 <= program < len(reads):
+            raise ValueError(f"records[{place}] names program {program} of {len(reads)}")
+        for i in range(count):
+            _validate_read(f"reads[{program}, {i}]", reads[program, i], count, finite)
+
+
+def _validate_read(name: str, read: Tensor, count: int, finite: Tensor) -> None:
+    op, source, target, partner, gate, key = read[:6].tolist()
+    if op not in list(Op) or gate not in list(GateKind):
+        raise ValueError(f"{name} has operator {op} and gate {gate}; see steerfast.ops.records")
+    for field, row in (("source", source), ("target", target)):
+        if row >= len(finite):
+            raise ValueError(f"{name} has {field} {row}; the bank has {len(finite)} rows")
+        if row >= 0 and not finite[row]:
+            raise ValueError(f"bank[{row}], the {field} of {name}, holds NaN or infinity")
+    for field, place in (("partner", partner), ("key", key)):
+        if place >= count:
+            raise ValueError(f"{name} has {field} {place}; its program has {count} reads")
+    if not read[6:].contiguous().view(torch.float32).isfinite().all():
+        raise ValueError(f"{name} has a coefficient that is NaN or infinite")
+
+
+def _first(wrong: Tensor) -> int | None:
+    places = wrong.nonzero()
+    return int(places[0]) if len(places) else None

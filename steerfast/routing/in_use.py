@@ -1,0 +1,121 @@
+"""What ``use`` has set: a plan for all rows or one a row, and what is known of their prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from steerfast.errors import SteerfastError
+from steerfast.table.table import Entry
+
+
+@dataclass(frozen=True)
+class InUse:
+    """The requests that forwards are steered by.
+
+    requests: one for all rows (``single``), or one a row. lengths, prompts: of the rows of a bare forward; ``generate``
+    finds its own.
+    """
+
+    requests: tuple[Entry | None, ...]
+    single: bool = True
+    lengths: tuple[int, ...] | None = None
+    prompts: tuple[tuple[int, ...], ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        requests: Sequence[Entry | None],
+        single: bool = True,
+        lengths: Sequence[int] | None = None,
+        prompts: Sequence[Sequence[int]] | None = None,
+    ) -> InUse:
+        """From sequences of any kind; prompts say their lengths."""
+        ids = None if prompts is None else tuple(tuple(prompt) for prompt in prompts)
+        if lengths is None and ids is not None:
+            lengths = [len(prompt) for prompt in ids]
+        known = None if lengths is None else tuple(int(length) for length in lengths)
+        return cls(tuple(requests), single, known, ids)
+
+    @property
+    def count(self) -> int | None:
+        """How many rows there are plans for; None: one plan for all rows."""
+        return None if self.single else len(self.requests)
+
+    def each(self, rows: int) -> tuple[Entry | None, ...]:
+        """The request of every row of a batch."""
+        return self.requests * rows if self.single else self.requests
+
+    @cached_property
+    def active(self) -> bool:
+        """Something is steered."""
+        return any(entry is not None for entry in self.requests)
+
+    @cached_property
+    def measured(self) -> frozenset[int]:
+        """The sites at which conditions of these plans read."""
+        conditions = [entry.plan.condition for entry in self.requests if entry is not None]
+        return frozenset(
+            test.measured_at for one in conditions if one is not None for test in one.tests
+        )
+
+    @property
+    def conditional(self) -> bool:
+        """Some plan has a condition."""
+        return bool(self.measured)
+
+    @cached_property
+    def by_position(self) -> bool:
+        """Whether any plan asks where its prompt ends."""
+        return any(
+            entry is not None
+            and bool(entry.lowered.origins or entry.plan.schedule or entry.plan.condition)
+            for entry in self.requests
+        )
+
+    def check_batch(self, batch: int, exact: bool) -> None:
+        """ValueError unless these plans fit a batch of this many rows."""
+        plans = self.count
+        if plans is None or (batch == plans if exact else batch % plans == 0):
+            return
+        raise ValueError(
+            f"use() was given {plans} plans, but the batch has {batch} rows; give one plan (or None) "
+            "per prompt, or a single plan for all"
+        )
+
+    def check_lengths(self, batch: int) -> None:
+        """ValueError unless the prompt lengths, if they are known, are those of a batch of this many rows."""
+        if self.lengths is not None and len(self.lengths) != batch:
+            raise ValueError(
+                f"use() was given {len(self.lengths)} prompt lengths, but the batch has {batch} rows"
+            )
+
+    def check_cache(self, seen: int) -> None:
+        """SteerfastError where a condition averages over a prompt of which a cache brings tokens unread."""
+        for entry in self.requests if seen else ():
+            if entry is not None and entry.plan.condition and entry.plan.condition.averages:
+                raise SteerfastError(
+                    f"plan {entry.plan.digest[:8]} has a condition that averages over the prompt, but a cache brings "
+                    f"{seen} of its tokens; generate without it, or test the last token only"
+                )
+
+    def check_unprepared(self) -> None:
+        """SteerfastError where a forward inside ``generate`` came unannounced and a plan asks where the prompt ends."""
+        if self.by_position:
+            raise SteerfastError(
+                "generate called the model with rows that it had not prepared (guidance or another "
+                "extra pass), so prompt and generated tokens cannot be told apart there; use plans "
+                "that select 'all' tokens with this strategy"
+            )
+
+    def check_idle(self) -> None:
+        """SteerfastError where something is steered, by somebody who wants to copy the model."""
+        if self.active:
+            raise SteerfastError(
+                "a model cannot be copied while a plan is in use, since nobody could end it on the copy; "
+                "end use() first, or copy the model before attaching it"
+            )
+
+
+NOTHING = InUse((None,))

@@ -1,0 +1,105 @@
+"""Itinerary: what one request meets at which position: slots of the table, and gains.
+
+A plan says "from the prompt's end"; a request has a prompt of a certain length, and an itinerary says
+"from position 17". All that is left for a route is to look up a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from steerfast.errors import SteerfastError
+from steerfast.plans.selectors import final_token
+from steerfast.table.lowering import MAX_SEGMENTS, Origin
+from steerfast.table.table import UNSTEERED, Entry
+
+NEVER = 2**40  # a position that no token reaches
+
+
+class Itinerary(NamedTuple):
+    """From position ``starts[i]`` on, slot ``slots[i]`` (before the first, or in slot -1, not steered), with
+    a gain through the points (``gain_at[i]``, ``gains[i]``), straight between them and held at the ends; without points 1."""
+
+    starts: tuple[int, ...] = ()
+    slots: tuple[int, ...] = ()
+    gain_at: tuple[int, ...] = ()
+    gains: tuple[float, ...] = ()
+
+
+NOWHERE = Itinerary()  # of a request that is not steered
+
+
+def itinerary(
+    entry: Entry | None, prompt_length: int | None = None, prompt: Sequence[int] | None = None
+) -> Itinerary:
+    """The itinerary of a request with this prompt. None of ``prompt_length``: every token is prompt.
+
+    Raises SteerfastError where the plan needs to know the prompt's length or tokens and they are not given,
+    ValueError where a sequence that it acts after is not in the prompt.
+    """
+    if entry is None:
+        return NOWHERE
+    if prompt_length is None and prompt is not None:
+        prompt_length = len(prompt)
+    lowered, plan = entry.lowered, entry.plan
+    places: dict[Origin, int] = {"start": 0}
+    if prompt_length is None:
+        back = any(
+            origin == "prompt_end" and min(offsets) < 0
+            for origin, offsets in zip(lowered.origins, lowered.offsets, strict=True)
+        )
+        if back or plan.schedule is not None:
+            raise SteerfastError(
+                f"plan {plan.digest[:8]} counts from the prompt's end, which a forward outside of generate does not "
+                "know; say where it is: handle.use(plans, prompt_lengths=[...])"
+            )
+    places["prompt_end"] = NEVER if prompt_length is None else prompt_length
+    for sequence in lowered.sequences:
+        if prompt is None:
+            raise SteerfastError(
+                f"plan {plan.digest[:8]} acts after a token sequence, and the prompt's tokens are not known "
+                "here; give them: handle.use(plans, prompts=[[ids], ...])"
+            )
+        places[sequence] = final_token(prompt, sequence)
+    course = [(position, phase) for position, phase in lowered.course(places) if position < NEVER]
+    assert len(course) <= MAX_SEGMENTS
+    slots = [UNSTEERED if phase < 0 else entry.slots[phase] for _, phase in course]
+    starts = [position for position, _ in course]
+    if plan.schedule is None:
+        return Itinerary(tuple(starts), tuple(slots))
+    assert prompt_length is not None
+    at = tuple(prompt_length + offset for offset, _ in plan.schedule.points)
+    return Itinerary(
+        tuple(starts), tuple(slots), at, tuple(gain for _, gain in plan.schedule.points)
+    )
+
+
+def itineraries(
+    entries: Sequence[Entry | None],
+    lengths: Sequence[int] | None,
+    prompts: Sequence[Sequence[int]] | None,
+) -> list[Itinerary]:
+    """Of every row of a batch, as far as its prompt is known.
+
+    Raises as ``itinerary``; ValueError for another number of lengths or prompts than of plans, SteerfastError for a
+    condition whose prompt's end is not known.
+    """
+    for name, given in (("prompt lengths", lengths), ("prompts", prompts)):
+        if given is not None and len(given) != len(entries):
+            raise ValueError(f"use() was given {len(given)} {name}, but {len(entries)} plans")
+    each = [
+        itinerary(
+            entry,
+            None if lengths is None else lengths[row],
+            None if prompts is None else prompts[row],
+        )
+        for row, entry in enumerate(entries)
+    ]
+    conditional = [entry for entry in entries if entry is not None and entry.plan.condition]
+    if conditional and lengths is None:
+        raise SteerfastError(
+            f"plan {conditional[0].plan.digest[:8]} has a condition, which is decided at the prompt's end, and a "
+            "forward outside of generate does not know it; say where it is: handle.use(plans, prompt_lengths=[...])"
+        )
+    return each

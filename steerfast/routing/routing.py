@@ -1,0 +1,300 @@
+"""Where the route of each forward comes from: plans in use, prompts, masks and caches.
+
+Three ways lead here: a forward of its own (``bare``), a step of ``generate`` (``step``), and a packed batch of a
+serving engine (``packed``). What cannot be determined is an error before any layer runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steerfast.errors import SteerfastError
+from steerfast.routing.in_use import NOTHING, InUse
+from steerfast.routing.itinerary import Itinerary, itineraries
+from steerfast.routing.positions import positions_of, prompts_of
+from steerfast.routing.route import SEATS, Route, RowBuffers, Rows
+from steerfast.routing.router import make_router
+from steerfast.routing.verdicts import Verdicts
+from steerfast.table.table import UNSTEERED, Entry, Table
+
+_keys = count()
+by_key: weakref.WeakValueDictionary[int, Routing] = weakref.WeakValueDictionary()
+
+
+class Routing:
+    """The requests in use and the route of the forward in progress."""
+
+    def __init__(self, table: Table, measured: frozenset[int] = frozenset()) -> None:
+        self.table = table
+        self.measured = measured  # sites where conditions read; compiled code reads at all of them
+        self.in_use = NOTHING
+        # The plans of the last forward, for its report.
+        self.served: Callable[[], tuple[Entry | None, ...]] = lambda: (None,)
+        self.measuring = False  # this forward reads prompts for conditions
+        self.measure_first = False  # and has rows that depend on what it will read
+        self.judging: Verdicts  # the verdicts of this forward's seats
+        self.knows_generate = True  # the model that generates is patched too
+        self._unknown: SteerfastError | None = None  # why a bare forward cannot be routed
+        self._assigned_for: object = None  # the generation whose rows the route is made of, if any
+        self._settled_rows: Rows
+        # From this position on, no row of that generation changes its slot or gain.
+        self._settles_at = 0
+        self._start(table.device)
+        self.rows = self.buffers.idle(1)
+
+    def _start(self, device: torch.device) -> None:
+        self.key = next(_keys)  # by which compiled code finds it
+        by_key[self.key] = self
+        self.route = Route(device)
+        self.verdicts = self.judging = Verdicts(self.route.seats, device)
+        self.router = make_router(SEATS)
+        self.buffers = RowBuffers(device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
+        """A copy of an attached model is idle. Under ``use`` there is none: nobody could end it there."""
+        self.in_use.check_idle()
+        twin = Routing(copy.deepcopy(self.table, memo), self.measured)
+        memo[id(self)] = twin
+        twin.knows_generate = self.knows_generate
+        return twin
+
+    def to(self, device: torch.device) -> None:
+        """Follow the model to another device."""
+        self.table.to(device)
+        self.route.to(device)
+        self.buffers.to(device)
+        self.verdicts = self.judging = Verdicts(self.route.seats, device)
+        self._assign_bare()
+
+    # -- what is in use ---------------------------------------------------------------------------
+
+    def assign(self, in_use: InUse) -> None:
+        """What the next forwards steer by."""
+        self.in_use = in_use
+        self.measured = self.measured | in_use.measured
+        self._assign_bare()
+
+    def _assign_bare(self) -> None:
+        """Fill the device's tensors for forwards outside of ``generate``, as far as their prompts are known."""
+        self._unknown = self._assigned_for = None
+        in_use = self.in_use
+        rows = len(in_use.requests) if in_use.lengths is None else len(in_use.lengths)
+        single = in_use.single and rows == 1
+        try:
+            self._assign_rows(in_use.each(rows), in_use.lengths, in_use.prompts, single)
+        except SteerfastError as error:
+            self._unknown = error
+
+    def _assign_rows(
+        self,
+        entries: Sequence[Entry | None],
+        lengths: Sequence[int] | None,
+        prompts: Sequence[Sequence[int]] | None,
+        single: bool = False,
+    ) -> list[Itinerary]:
+        """Itineraries and conditions of each row of a batch, into the tensors that routes are made of."""
+        each = itineraries(entries, lengths, prompts)
+        self.route.assign(each, single)
+        if self.route.seats > self.verdicts.seats:
+            self.verdicts = self.judging = Verdicts(self.route.seats, self.table.device)
+        known: Sequence[int | None] = lengths or [None] * len(entries)
+        self.verdicts.assign(list(zip(entries, known, strict=True)))
+        return each
+
+    def _begin(self) -> None:
+        requests = self.in_use.requests
+        self.served, self.judging = lambda: requests, self.verdicts
+        self.measuring = self.measure_first = False
+
+    # -- a forward of its own ----------------------------------------------------------------------
+
+    def bare(
+        self,
+        like: Tensor,
+        tokens: Tensor | None,
+        mask: Tensor | None,
+        position_ids: Tensor | None,
+        seen: int | Tensor,
+        mask_kind: str,
+        in_generate: bool,
+    ) -> Rows:
+        """The rows of a forward whose positions nobody has prepared.
+
+        like: [B, T, ...]. tokens: [B, T] ids, where the model got ids. mask: 2-D, of the whole sequence.
+        seen: how many tokens the cache holds. mask_kind: what the mask was, if it is not 2-D.
+        """
+        batch, length = like.shape[:2]
+        self._begin()
+        self.in_use.check_batch(batch, exact=not in_generate)
+        if not self.in_use.active:
+            return self.buffers.idle(batch * length)
+        if in_generate:
+            self.in_use.check_unprepared()
+        if self._assigned_for is not None:  # a generation has run since
+            self._assign_bare()
+        self._check_knowledge(batch, tokens, mask, seen)
+        if mask_kind:
+            raise SteerfastError(
+                f"a {mask_kind} attention mask does not tell padding from tokens, and padding is never "
+                "steered; pass a 2-D attention_mask, or none if there is no padding"
+            )
+        if self.route.reserve(batch):
+            self.to(self.table.device)
+        positions, real = positions_of(mask, position_ids, seen, length, self.table.device)
+        rows = self.route.look_up(batch, positions, real)
+        return self._with_verdicts(rows, length, seen) if self.in_use.conditional else rows
+
+    def _check_knowledge(
+        self, batch: int, tokens: Tensor | None, mask: Tensor | None, seen: int | Tensor
+    ) -> None:
+        """What the plans in use ask of the prompts is known, or an error."""
+        self.in_use.check_lengths(batch)
+        if (
+            self.in_use.lengths is None
+            and not self.knows_generate
+            and self.in_use.by_position
+            and seen
+        ):
+            raise SteerfastError(
+                "the model that generates is not attached, only its decoder, so prompt and generated "
+                "tokens cannot be told apart; attach the LlamaForCausalLM, or give prompt_lengths"
+            )
+        if self._unknown is None:
+            return
+        if (
+            self.in_use.prompts is None
+            and tokens is not None
+            and isinstance(seen, int)
+            and seen == 0
+        ):
+            # The whole prompt is at hand, so its end and a sequence in it can be found. Of this forward only:
+            # the next one may bring other prompts, or go on with these, and then nobody says where they end.
+            prompts = prompts_of(tokens, mask, self.in_use.lengths)
+            self._assign_rows(self.in_use.each(batch), self.in_use.lengths, prompts)
+            return
+        raise self._unknown
+
+    def _with_verdicts(self, rows: Rows, length: int, seen: int | Tensor) -> Rows:
+        """For plans with conditions: start anew with a new prompt, and put what is decided into the gains."""
+        self.measuring = True
+        if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+            begun = int(seen)
+            lengths = self.in_use.lengths
+            assert lengths is not None
+            shortest = min(
+                length
+                for entry, length in zip(self.in_use.each(len(lengths)), lengths, strict=True)
+                if entry is not None and entry.plan.condition
+            )
+            if begun == 0:
+                self.verdicts.reset()
+                self.measure_first = length > shortest
+            self.measuring = begun < max(lengths)
+        return rows._replace(gain=self.verdicts.gain(rows.base, rows.seat))
+
+    # -- a step of generate ----------------------------------------------------------------------------
+
+    def serves(self, generation: object) -> bool:
+        """Whether the route is made of this generation's rows; not once plans or who runs have changed."""
+        return self._assigned_for is generation
+
+    def begin_generation(
+        self,
+        generation: object,
+        lengths: Sequence[int],
+        prompts: Sequence[Sequence[int]] | None,
+        seen: int,
+        going_on: bool,
+    ) -> None:
+        """Rows of a generation and where their prompts end. Each of the plans serves an equal share.
+
+        going_on: the prompt has been read, in part or whole, so that only conditions that were there can be kept.
+        """
+        requests = self.in_use.requests
+        share = len(lengths) // len(requests)
+        entries = [entry for entry in requests for _ in range(share)]
+        if not going_on:
+            self.in_use.check_cache(seen)
+        if going_on and self.in_use.conditional and self._assigned_for not in (None, generation):
+            raise SteerfastError(
+                "another generation ran between two steps of one whose plans have conditions, and what they decided is "
+                "lost; run it before or after"
+            )
+        kept = self.verdicts.keep(entries) if going_on else None
+        each = self._assign_rows(entries, lengths, prompts)
+        self._assigned_for, self.buffers.written_by = generation, None
+        last = [0, *(places[-1] for one in each for places in (one.starts, one.gain_at) if places)]
+        self._settles_at = max(last)
+        if kept is not None:
+            self.verdicts.restore(kept)
+        if len(each) > self.router.seats:
+            self.router = make_router(self.route.seats)
+        for seat, one in enumerate(each):
+            self.router.set(seat, *(list(part) for part in one))  # type: ignore[arg-type]
+
+    def prompt_step(
+        self, batch: int, length: int, mask: Tensor | None, seen: int | Tensor, width: int
+    ) -> None:
+        """Fill the buffers for tokens of the prompt (and perhaps some behind it), by their mask."""
+        positions, real = positions_of(mask, None, seen, length, self.table.device)
+        rows = self.route.look_up(batch, positions, real)
+        self._begin()
+        self.measuring = self.in_use.conditional
+        self.measure_first = self.in_use.conditional and int(seen) == 0 and length > width
+        if self.in_use.conditional:
+            rows = rows._replace(gain=self.verdicts.gain(rows.base, rows.seat))
+        self.rows = self.buffers.at(batch * length)
+        for buffer, values in zip(self.rows, rows, strict=True):
+            buffer.copy_(values)
+
+    def decode_step(self, first: NDArray[np.int64], length: int) -> None:
+        """Fill the buffers for ``length`` generated tokens of every row, from positions ``first`` on."""
+        self._begin()
+        rows = len(first) * length
+        settled = self._assigned_for, rows
+        if self.buffers.written_by == settled:  # most steps: nothing has changed since the last
+            self.rows = self._settled_rows
+            return
+        if not self.in_use.active:
+            self.rows = self.buffers.unsteered(rows)
+        else:
+            counts, seats = np.full(len(first), length), np.arange(len(first))
+            self.rows = self.buffers.fill(
+                rows, lambda lines: self.router.fill(seats, first, counts, lines)
+            )
+        if self.in_use.conditional:  # verdicts follow positions, and the gains what was decided
+            self.rows.gain.copy_(self.verdicts.gain(self.rows.base, self.rows.seat))
+        elif int(first.min()) >= self._settles_at:
+            self.buffers.written_by, self._settled_rows = settled, self.rows
+
+    def nothing(self, rows: int) -> None:
+        """For a layer called by itself: no row is steered."""
+        self._begin()
+        self.rows = self.buffers.idle(rows)
+
+    @contextmanager
+    def reading_only(self) -> Iterator[None]:
+        """A pass over the same rows that steers nothing and lets conditions read; then gains are known."""
+        rows = self.rows
+        self.rows = rows._replace(slot=torch.full_like(rows.slot, UNSTEERED))
+        try:
+            yield
+        finally:
+            self.measuring = False
+            self.rows = rows
+        rows.gain.copy_(self.verdicts.gain(rows.base, rows.seat))
+
+    def measure(self, stream: Tensor, site: int) -> None:
+        """Let conditions read a site's stream; from here on gains are what was decided."""
+        gain = self.judging.measure(stream, site, self.rows, self.table.bank)
+        self.rows = self.rows._replace(gain=gain)

@@ -1,0 +1,223 @@
+"""Verdicts: the conditions of the requests in flight, measured and decided on the device, and kept there.
+
+A seat is a place that a request holds: a row of a batch, or what a serving engine gave it. Its verdict is
+1 (no condition, or it holds), 0, or NaN as long as its prompt has not been read: a row steered before its time
+would be seen. Sums are float64, so that chunks of a prompt add up to what the whole gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steerfast.errors import SteerfastError
+from steerfast.plans.condition import MAX_TESTS, Condition
+from steerfast.table.table import Entry
+
+NOWHERE = -1  # the site of a test that is not there
+SITE, KEY, COSINE, LAST, BELOW = range(5)
+LENGTH, DECIDED_AT, ANY = range(3)
+
+
+class Verdicts:
+    """tests: [seats, 4, 5] int64 (site, bank row of the unit key, is cosine, over the last token, below).
+    limits: [seats, 4] float64. about: [seats, 3] int64 (P, the site where it is decided, require any).
+    sums: [seats, 4] float64. verdict: [seats] float32."""
+
+    def __init__(self, seats: int, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        with torch.inference_mode(False):
+            whole = {"dtype": torch.int64, "device": self.device}
+            exact = {"dtype": torch.float64, "device": self.device}
+            self.tests = torch.full((seats, MAX_TESTS, 5), NOWHERE, **whole)  # type: ignore[call-overload]
+            self.about = torch.full((seats, 3), NOWHERE, **whole)  # type: ignore[call-overload]
+            self.limits = torch.zeros(seats, MAX_TESTS, **exact)  # type: ignore[call-overload]
+            self.sums = torch.zeros(seats, MAX_TESTS, **exact)  # type: ignore[call-overload]
+            self.verdict = torch.ones(seats, dtype=torch.float32, device=self.device)
+        self._conditions: dict[int, Condition | None] = {}
+
+    @property
+    def seats(self) -> int:
+        return self.verdict.shape[0]
+
+    def assign(self, requests: Sequence[tuple[Entry | None, int | None]]) -> None:
+        """Seats 0, 1, ... get these requests (plan in the table, prompt length), undecided; all others none."""
+        conditions = [None if entry is None else entry.plan.condition for entry, _ in requests]
+        if self._conditions or any(conditions):
+            if self._conditions:
+                self._write([(None, None)] * self.seats, 0)
+            self._write(requests, 0)
+        self._conditions = dict(enumerate(conditions)) if any(conditions) else {}
+
+    def seat(self, place: int, entry: Entry | None, length: int | None) -> None:
+        """Give one seat its request, undecided; the others keep theirs."""
+        condition = None if entry is None else entry.plan.condition
+        if condition is not None or self._conditions.get(place) is not None:
+            self._write([(entry, length)], place)
+        self._conditions[place] = condition
+
+    def copy_seat(self, source: int, target: int) -> None:
+        """A request forked from another has read what that one has read."""
+        with torch.inference_mode(False):
+            self.sums[target] = self.sums[source]
+            self.verdict[target] = self.verdict[source]
+
+    def grown(self, seats: int) -> Verdicts:
+        """The same with more seats; captured graphs that read the old tensors must be captured again."""
+        more = Verdicts(seats, self.device)
+        more._conditions = self._conditions
+        with torch.inference_mode(False):
+            for name in ("tests", "about", "limits", "sums", "verdict"):
+                getattr(more, name)[: self.seats] = getattr(self, name)
+        return more
+
+    def keep(self, entries: Sequence[Entry | None]) -> tuple[Tensor, Tensor]:
+        """What has been measured, for requests that go on under other plans. SteerfastError where a plan's
+        condition is a new one: its prompt has gone by."""
+        for place, entry in enumerate(entries):
+            condition = None if entry is None else entry.plan.condition
+            before = self._conditions.get(place)
+            if condition is not None and (before is None or before.digest != condition.digest):
+                raise SteerfastError(
+                    "a plan with a condition cannot take another's place while a request is under way: its "
+                    "prompt is not read again; keep the condition of the plan before, or start the request anew"
+                )
+        return self.sums.clone(), self.verdict.clone()
+
+    def restore(self, kept: tuple[Tensor, Tensor]) -> None:
+        """Put back what ``keep`` returned, where there is still a condition."""
+        with torch.inference_mode(False):
+            self.sums.copy_(kept[0])
+            waiting = self.about[:, DECIDED_AT] != NOWHERE
+            self.verdict.copy_(torch.where(waiting, kept[1], 1.0))
+
+    def _write(self, requests: Sequence[tuple[Entry | None, int | None]], first: int) -> None:
+        count = len(requests)
+        tests = np.full((count, MAX_TESTS, 5), NOWHERE)
+        about, limits = np.full((count, 3), NOWHERE), np.zeros((count, MAX_TESTS))
+        for row, (entry, length) in enumerate(requests):
+            condition = None if entry is None else entry.plan.condition
+            if condition is None or entry is None:
+                continue
+            assert length is not None  # an itinerary without it was refused
+            about[row] = length, condition.decided_at, condition.require == "any"
+            for place, (test, key) in enumerate(zip(condition.tests, entry.keys, strict=True)):
+                flags = test.kind == "cosine", test.over == "last", test.below
+                tests[row, place] = test.measured_at, key, *flags
+                limits[row, place] = test.limit
+        with torch.inference_mode(False):
+            seats = slice(first, first + count)
+            for tensor, values in (
+                (self.tests, tests),
+                (self.about, about),
+                (self.limits, limits),
+            ):
+                tensor[seats].copy_(torch.from_numpy(values))
+        self.reset(first, count)
+
+    def reset(self, first: int = 0, count: int | None = None) -> None:
+        """Forget what was measured in these seats (all)."""
+        seats = slice(first, None if count is None else first + count)
+        with torch.inference_mode(False):
+            self.sums[seats] = 0.0
+            waiting = self.about[seats, DECIDED_AT] != NOWHERE
+            self.verdict[seats] = torch.where(waiting, torch.nan, 1.0)
+
+    def gain(self, base: Tensor, seat: Tensor) -> Tensor:
+        """The gain of rows with their seats' verdicts in it."""
+        return base * self.verdict[seat.clamp(min=0).long()]
+
+    def measure(self, stream: Tensor, site: int, route: Any, bank: Tensor) -> Tensor:
+        """Read the prompt rows of ``stream`` at a site; returns the gains, with what is decided now.
+
+        stream: [..., D], the rows of ``route`` (a ``route.Rows``). Bank rows of keys are unit vectors.
+        """
+        with torch.no_grad():
+            gain: Tensor = _measure(
+                stream.detach(),
+                site,
+                route.gain,
+                route.seat,
+                route.position,
+                route.base,
+                self.tests,
+                self.about,
+                self.limits,
+                bank,
+                self.sums,
+                self.verdict,
+            )
+        return gain
+
+
+def _measure_rows(
+    stream: Tensor,
+    site: int,
+    gain: Tensor,
+    row_seat: Tensor,
+    row_position: Tensor,
+    base: Tensor,
+    tests: Tensor,
+    about: Tensor,
+    limits: Tensor,
+    bank: Tensor,
+    sums: Tensor,
+    verdict: Tensor,
+) -> Tensor:
+    """The implementation of ``steerfast::measure``: see Verdicts."""
+    rows = stream.reshape(-1, stream.shape[-1])
+    seat, position = row_seat.clamp(min=0).long(), row_position.long()
+    length = torch.where(row_seat >= 0, about[seat, LENGTH], NOWHERE)
+    in_prompt, last = position < length, position == length - 1
+    for place in range(tests.shape[1]):
+        test = tests[:, place][seat]
+        here = (test[:, SITE] == site) & torch.where(test[:, LAST] == 1, last, in_prompt)
+        value = _value(rows, bank, test, here)
+        sums.index_put_((seat, torch.full_like(seat, place)), value, accumulate=True)
+    read = torch.zeros_like(verdict).index_add_(0, seat, last.to(verdict.dtype)) > 0
+    decided = read & (about[:, DECIDED_AT] == site) & verdict.isnan()
+    verdict.copy_(torch.where(decided, _holds(tests, about, limits, sums), verdict))
+    steered_now = (length > 0) & (position >= length - 1)
+    return torch.where(steered_now, base * verdict[seat], gain)
+
+
+def _value(rows: Tensor, bank: Tensor, test: Tensor, here: Tensor) -> Tensor:
+    """What a test reads in each row, [N] float64; 0 where it does not read."""
+    value = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
+    # Which rows are read is known on the CPU for free; on a GPU asking would wait for it.
+    chosen = here.nonzero()[:, 0] if rows.device.type == "cpu" else slice(None)
+    exact, key = rows[chosen].double(), bank[test[chosen, KEY].clamp(min=0)].double()
+    dot = (exact * key).sum(-1)
+    norm = torch.linalg.vector_norm(exact, dim=-1)
+    cosine = torch.where(norm > 0, dot / torch.where(norm > 0, norm, 1.0), 0.0)
+    value[chosen] = torch.where(test[chosen, COSINE] == 1, cosine, dot)
+    return torch.where(here, value, 0.0)
+
+
+def _holds(tests: Tensor, about: Tensor, limits: Tensor, sums: Tensor) -> Tensor:
+    """1.0 for seats whose sums satisfy their conditions, else 0.0."""
+    count = torch.where(tests[..., LAST] == 1, 1, about[:, LENGTH, None]).clamp(min=1)
+    value = sums / count
+    met = torch.where(tests[..., BELOW] == 1, value < limits, value > limits)
+    there = tests[..., SITE] != NOWHERE
+    every, some = (met | ~there).all(-1), (met & there).any(-1)
+    return torch.where(about[:, ANY] == 1, some, every).to(torch.float32)
+
+
+# One op, so that a compiled forward has one call and no guard on any plan.
+_library: Any = torch.library.Library("steerfast", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(
+    "measure(Tensor stream, int site, Tensor gain, Tensor row_seat, Tensor row_position, Tensor base, "
+    "Tensor tests, Tensor about, Tensor limits, Tensor bank, Tensor(a!) sums, Tensor(b!) verdict) -> Tensor"
+)
+_library.impl("measure", _measure_rows, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "steerfast::measure",
+    lambda stream, site, gain, *rest: torch.empty_like(gain),
+    lib=_library,
+)
+_measure: Any = torch.ops.steerfast.measure.default

@@ -1,0 +1,10 @@
+"""Many plans over many prompts, in batches that hold rows of many plans.
+
+Layers below the first steered one run once for each prompt, and a row is copied only where plans part, so that a
+grid search costs a fraction of one forward for each cell.
+"""
+
+from steerfast.sweep.engine import buckets, default_batch_tokens, sweep
+from steerfast.sweep.forked import ForkedPass, Readout
+
+__all__ = ["ForkedPass", "Readout", "buckets", "default_batch_tokens", "sweep"]

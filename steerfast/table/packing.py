@@ -1,0 +1,109 @@
+"""What a plan needs of a table, by content: directions and programs that equal ones share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steerfast.ops.records import Read
+from steerfast.plans.condition import Test
+from steerfast.plans.plan import Plan
+from steerfast.table.lowering import Phase, SiteSteering
+
+
+class Direction(NamedTuple):
+    """A future row of the bank: its content's key, and [D] float32."""
+
+    key: bytes
+    values: Tensor
+
+
+class PackedRead(NamedTuple):
+    """A read whose source and target are not placed in the bank yet, or None."""
+
+    read: Read
+    source: Direction | None
+    target: Direction | None
+
+
+@dataclass(frozen=True)
+class PackedSite:
+    """One site of one phase: what its record will say."""
+
+    finish: int
+    delta: Direction | None
+    reads: tuple[PackedRead, ...]
+
+    @property
+    def program(self) -> bytes:
+        """The key of its program: reads with keys where bank rows will stand."""
+        words = [
+            (one.read, one.source and one.source.key, one.target and one.target.key)
+            for one in self.reads
+        ]
+        return repr(words).encode()
+
+    @property
+    def directions(self) -> Iterable[Direction]:
+        for one in (self.delta, *(d for read in self.reads for d in (read.source, read.target))):
+            if one is not None:
+                yield one
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A plan: {site: PackedSite} of each phase, and the unit key of each test of its condition."""
+
+    phases: tuple[dict[int, PackedSite], ...]
+    keys: tuple[Direction, ...]
+
+    @property
+    def sites(self) -> list[PackedSite]:
+        return [site for phase in self.phases for site in phase.values()]
+
+    @property
+    def slots(self) -> int:
+        """How many slots it takes: phases in which nothing acts need none."""
+        return sum(bool(phase) for phase in self.phases)
+
+    @property
+    def directions(self) -> set[bytes]:
+        every = {one.key for site in self.sites for one in site.directions}
+        return every | {key.key for key in self.keys}
+
+    @property
+    def programs(self) -> set[bytes]:
+        return {site.program for site in self.sites if site.reads}
+
+
+def pack(plan: Plan, phases: Iterable[Phase]) -> Packed:
+    """The needs of a lowered plan."""
+    tests = () if plan.condition is None else plan.condition.tests
+    sites = [{site: _site(steering) for site, steering in phase.sites.items()} for phase in phases]
+    return Packed(tuple(sites), tuple(_unit_key(test) for test in tests))
+
+
+def _site(steering: SiteSteering) -> PackedSite:
+    reads = (
+        PackedRead(read, _direction(source), _direction(target))
+        for read, source, target in steering.reads
+    )
+    return PackedSite(steering.finish, _direction(steering.delta), tuple(reads))
+
+
+def _direction(values: Tensor | None) -> Direction | None:
+    if values is None:
+        return None
+    return Direction(hashlib.sha256(values.numpy().tobytes()).digest(), values)
+
+
+def _unit_key(test: Test) -> Direction:
+    key = test.key.at(test.layer).double()
+    direction = _direction((key / torch.linalg.vector_norm(key)).to(torch.float32))
+    assert direction is not None
+    return direction

@@ -1,0 +1,278 @@
+"""Table: the plans in use, packed into fixed tensors that the kernels read.
+
+A slot holds one phase of a plan. Plans are counted: the same plan acquired twice shares its slots, a
+plan nobody holds stays until its room is needed (least recently used first), and a slot in use is
+never rewritten. Directions and programs are shared by content, across plans and layers. The tensors
+keep their addresses, so compiled code and captured graphs see a change.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from steerfast.errors import TableFullError
+from steerfast.ops.records import MAX_READS, READ_WIDTH, RECORD_WIDTH, Op, Read
+from steerfast.plans.plan import Plan
+from steerfast.plans.sites import site_count
+from steerfast.table.lowering import Lowered, Phase, lower
+from steerfast.table.packing import Direction, Packed, PackedSite, pack
+from steerfast.table.pool import Pool
+
+UNSTEERED = -1
+
+
+@dataclass
+class Entry:
+    """One plan in the table: the slot of each phase (-1 where nothing is active), the bank row of each
+    test's key, what it shares of bank and programs, and who holds it."""
+
+    plan: Plan
+    lowered: Lowered
+    slots: tuple[int, ...]
+    keys: tuple[int, ...] = ()
+    rows: list[int] = field(default_factory=list)
+    programs: list[int] = field(default_factory=list)
+    holders: int = 0
+    # On a GPU: when the last step that its last holder started was through with the slots.
+    last_use: torch.cuda.Event | None = None
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return self.lowered.phases
+
+
+class Table:
+    """Room for ``slots`` phases of plans over ``bank_rows`` directions and ``programs``, on one device.
+
+    records: [sites, slots, 4] int32, reads: [programs, 16, 12] int32 and bank: [bank_rows, D] float32,
+    see ``reference.Steering``. With ``programs=0`` only constant terms fit, and kernels that know no
+    others run.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        hidden_size: int,
+        *,
+        slots: int = 64,
+        bank_rows: int | None = None,
+        programs: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"a table needs at least one slot, got {slots}")
+        self.num_layers, self.hidden_size = num_layers, hidden_size
+        rows = slots * (num_layers + 1) if bank_rows is None else bank_rows
+        programs = slots * (num_layers + 1) if programs is None else programs
+        with torch.inference_mode(False):  # else the tensors could never be written outside of it
+            shape = (site_count(num_layers), slots, RECORD_WIDTH)
+            self.records = torch.zeros(shape, dtype=torch.int32, device=device)
+            self.records[..., 0] = UNSTEERED
+            self.reads = torch.zeros(
+                (programs, MAX_READS, READ_WIDTH), dtype=torch.int32, device=device
+            )
+            self.bank = torch.zeros((rows, hidden_size), dtype=torch.float32, device=device)
+            self.site_records = self.records.unbind(0)
+        self.version = 0
+        # By digest, least recently used first.
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._free_slots = list(range(slots - 1, -1, -1))
+        self._rows, self._programs = Pool(rows), Pool(programs)
+
+    @property
+    def device(self) -> torch.device:
+        return self.records.device
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every plan in the table, held or idle."""
+        return tuple(self._entries.values())
+
+    @property
+    def slots_in_use(self) -> int:
+        """How many slots somebody holds; the rest is free, or kept for plans that may come again."""
+        return _slots(self._held())
+
+    def to(self, device: torch.device) -> None:
+        """Move the tensors; captured graphs that read the old ones must be captured again."""
+        with torch.inference_mode(False):
+            self.records, self.reads = self.records.to(device), self.reads.to(device)
+            self.bank = self.bank.to(device)
+            self.site_records = self.records.unbind(0)
+
+    def check(self, plan: Plan) -> None:
+        """ValueError if the plan does not fit the model: hidden size or layers."""
+        if plan.hidden_size != self.hidden_size:
+            names = ", ".join(sorted({term.vector.name for term in plan.terms}))
+            raise ValueError(
+                f"plan of {names} is made for hidden size {plan.hidden_size}, but this model has "
+                f"{self.hidden_size}; extract the vector from this model"
+            )
+        beyond = [layer for layer in plan.layers if layer >= self.num_layers]
+        if beyond:
+            raise ValueError(
+                f"plan names layer {beyond[0]}, but this model has layers 0..{self.num_layers - 1}"
+            )
+
+    def acquire(self, plan: Plan) -> Entry:
+        """All slots of a plan, or an error and nothing changed. Release it when done.
+
+        Raises ValueError for a plan that does not fit, TableFullError when plans in use fill the table.
+        """
+        entry = self._entries.get(plan.digest)
+        if entry is None:
+            self.check(plan)
+            lowered = lower(plan)
+            packed = pack(plan, lowered.phases)
+            self._make_room(packed)
+            entry = self._insert(plan, lowered, packed)
+        self._entries.move_to_end(plan.digest)
+        entry.holders += 1
+        return entry
+
+    def release(self, entry: Entry) -> None:
+        """Give a plan back; its slots are reused only when their room is needed."""
+        assert entry.holders > 0, "released more often than acquired"
+        entry.holders -= 1
+        if entry.holders == 0 and self.device.type == "cuda":
+            entry.last_use = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            entry.last_use.record()
+
+    def exchange(self, entry: Entry, plan: Plan) -> Entry:
+        """Release one plan and acquire another, or an error and nothing changed.
+
+        In a table that is full otherwise, and with no other holder, the new plan takes the old one's very
+        place. The kernels of a step that is under way read what they were launched with: writes follow them in
+        the order of the stream.
+        """
+        try:
+            new = self.acquire(plan)
+        except TableFullError:
+            if entry.holders > 1:
+                raise
+            lowered = lower(plan)
+            packed = pack(plan, lowered.phases)
+            self._check_room([one for one in self._held() if one is not entry], packed)
+            self.release(entry)
+            self._make_room(packed)
+            new = self._insert(plan, lowered, packed)
+            new.holders += 1
+            return new
+        self.release(entry)
+        return new
+
+    def _held(self) -> list[Entry]:
+        return [entry for entry in self._entries.values() if entry.holders > 0]
+
+    def _insert(self, plan: Plan, lowered: Lowered, packed: Packed) -> Entry:
+        slots = tuple(self._free_slots.pop() if sites else UNSTEERED for sites in packed.phases)
+        entry = Entry(plan, lowered, slots)
+        new_rows: dict[int, Tensor] = {}
+        new_programs: dict[int, list[list[int]]] = {}
+
+        def row_of(direction: Direction | None) -> int:
+            if direction is None:
+                return -1
+            key, values = direction
+            entry.rows.append(self._rows.take(key, lambda row: new_rows.update({row: values})))
+            return entry.rows[-1]
+
+        def program_of(site: PackedSite) -> int:
+            words = [
+                replace(one.read, source=row_of(one.source), target=row_of(one.target)).words()
+                for one in site.reads
+            ]
+            words += [Read(Op.KEY).words()] * (MAX_READS - len(words))
+            place = self._programs.take(site.program, lambda at: new_programs.update({at: words}))
+            entry.programs.append(place)
+            return place
+
+        nothing = [UNSTEERED, 0, 0, 0]
+        with torch.inference_mode(False), torch.no_grad():
+            for slot, sites in zip(slots, packed.phases, strict=True):
+                records = [nothing] * len(self.records)
+                for index, site in sites.items():
+                    program = program_of(site) if site.reads else 0
+                    records[index] = [row_of(site.delta), site.finish, program, len(site.reads)]
+                if slot != UNSTEERED:
+                    self.records[:, slot].copy_(torch.tensor(records, dtype=torch.int32))
+            entry.keys = tuple(row_of(key) for key in packed.keys)
+            _write(self.bank, new_rows)
+            _write(
+                self.reads,
+                {at: torch.tensor(words, dtype=torch.int32) for at, words in new_programs.items()},
+            )
+        self.version += 1
+        self._entries[plan.digest] = entry
+        return entry
+
+    def _make_room(self, packed: Packed) -> None:
+        """Drops idle plans, least recently used first, until everything fits; or an error, and none."""
+        self._check_room(self._held(), packed)
+        for entry in [one for one in self._entries.values() if one.holders == 0]:
+            if (
+                len(self._free_slots) >= packed.slots
+                and self._rows.free >= self._rows.missing(packed.directions)
+                and self._programs.free >= self._programs.missing(packed.programs)
+            ):
+                return
+            self._evict(entry)
+
+    def _check_room(self, held: list[Entry], packed: Packed) -> None:
+        """TableFullError if the plan would not fit even beside the plans in use alone."""
+        used_rows = {row for entry in held for row in entry.rows}
+        used_programs = {program for entry in held for program in entry.programs}
+        wanted = {
+            "slots": (packed.slots, self.records.shape[1], _slots(held)),
+            "bank_rows": (
+                self._rows.missing(packed.directions, used_rows),
+                self._rows.capacity,
+                len(used_rows),
+            ),
+            "programs": (
+                self._programs.missing(packed.programs, used_programs),
+                self._programs.capacity,
+                len(used_programs),
+            ),
+        }
+        if any(need > capacity - used for need, capacity, used in wanted.values()):
+            needed = ", ".join(f"{need} {what}" for what, (need, _, _) in wanted.items())
+            room = ", ".join(
+                f"{what}={capacity} ({capacity - used} free)"
+                for what, (_, capacity, used) in wanted.items()
+            )
+            raise TableFullError(
+                f"the table is full: the plan needs {needed} beside {len(held)} plans in use, but it was "
+                f"made with {room}; attach with more"
+            )
+
+    def _evict(self, entry: Entry) -> None:
+        if entry.last_use is not None:
+            torch.cuda.current_stream(self.device).wait_event(entry.last_use)
+        del self._entries[entry.plan.digest]
+        used = [slot for slot in entry.slots if slot != UNSTEERED]
+        nothing = torch.tensor([UNSTEERED, 0, 0, 0], dtype=torch.int32)
+        with torch.inference_mode(False), torch.no_grad():
+            for slot in used:
+                self.records[:, slot].copy_(nothing)
+        self._free_slots += used
+        for row in entry.rows:
+            self._rows.give_back(row)
+        for program in entry.programs:
+            self._programs.give_back(program)
+        self.version += 1
+
+
+def _slots(entries: list[Entry]) -> int:
+    return sum(slot != UNSTEERED for entry in entries for slot in entry.slots)
+
+
+def _write(tensor: Tensor, rows: dict[int, Tensor]) -> None:
+    """All new rows in one copy."""
+    if rows:
+        places = torch.tensor(list(rows), device=tensor.device)
+        tensor.index_copy_(0, places, torch.stack(list(rows.values())).to(tensor.device))
