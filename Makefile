@@ -33,7 +33,7 @@ setup: .venv/.built
 demo: setup
 	$(BIN)/steerfast demo
 
-# Tests compile CUDA wherever nvcc is (tests/test_cuda_build.py), whatever torch can run.
+# Tests compile CUDA wherever nvcc is (tests/ops/test_cuda_build.py), whatever torch can run.
 test: lint
 	$(BIN)/python -m pytest
 
@@ -54,7 +54,7 @@ test: lint
 
 # Not `python -m pytest`: metadata that a build has left in the checkout would hide the plugin's entry points.
 test-serving: setup .venv-vllm/.built
-	$(SERVING)/pytest tests/serving
+	$(SERVING)/pytest tests/vllm
 
 lint: setup
 	$(BIN)/ruff check .

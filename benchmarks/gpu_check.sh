@@ -59,7 +59,7 @@ step bench-peers 120 "$python" benchmarks/bench_peers.py --shape llama-2-7b --sa
 step bench-ops 150 "$python" benchmarks/bench_ops.py --save
 # vLLM is not on every machine; a CUDA build of it brings the second runner and captured graphs.
 if "$python" -c 'import vllm' 2>/dev/null; then
-  step serving-gpu 600 "$python" -m pytest -q -m gpu tests/serving
+  step serving-gpu 600 "$python" -m pytest -q -m gpu tests/vllm
   step bench-serving 300 "$python" benchmarks/bench_serving.py --save
 fi
 cp -f benchmarks/results/{ops,decode,sweep,serving,roofline,scale,peers}.jsonl "$out/" 2>/dev/null

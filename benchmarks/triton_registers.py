@@ -1,6 +1,6 @@
 """Registers and spills of the Triton kernel in every form, from the offline compiler: no GPU is needed.
 
-Writes results/triton_registers.md. ``compiled`` is shared with tune_triton.py and tests/test_triton.py.
+Writes results/triton_registers.md. ``compiled`` is shared with tune_triton.py and tests/ops/test_triton.py.
 """
 
 from __future__ import annotations

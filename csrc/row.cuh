@@ -102,7 +102,7 @@ __device__ inline uint4 load_once(const uint4* at) {
                : "memory");
   return v;
 #else
-  return *at;  // tests/emulation runs this file on the host
+  return *at;  // tests/ops/emulation runs this file on the host
 #endif
 }
 

@@ -11,7 +11,7 @@ from steerfast import Plan, SteeringVector
 from steerfast.plans.operators import OPERATORS
 from steerfast.table.lowering import lower
 
-PAGE = Path(__file__).parent.parent / "docs/operators.md"
+PAGE = Path(__file__).parents[2] / "docs/operators.md"
 
 
 def table():

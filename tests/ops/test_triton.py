@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="the triton package is not installed"
 )
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EPS = 1e-5
 OPS = (
     "add_rms_norm",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-FOLDER = Path(__file__).parent.parent / "benchmarks" / "peers"
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
 sys.path.insert(0, str(FOLDER))
 try:
     import agreement

@@ -29,7 +29,7 @@ namespace {
 
 const std::vector<std::string> kOutputs = {"stream", "normed", "emptied"};
 
-// A new field of SteerParams takes a line here, and its value in tests/emulated.py.
+// A new field of SteerParams takes a line here, and its value in tests/ops/emulated.py.
 steerfast::SteerParams params_of(emulation::Call& call) {
   steerfast::SteerParams p = {};
   call.array("x", p.x);

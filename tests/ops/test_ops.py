@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from steerfast import ops, testing
 from steerfast.errors import SteerfastError
-from steerfast.ops import backends, reference
+from steerfast.ops import backends, fused, reference
 from steerfast.ops.records import GateKind, Op, Read
 from steerfast.ops.reference import Steering
 from steerfast.testing import ulp
@@ -332,7 +332,7 @@ def test_gradients_flow_through_the_public_ops():
         )
 
 
-@pytest.mark.parametrize("name", list(ops._SCHEMAS))
+@pytest.mark.parametrize("name", list(fused._SCHEMAS))
 def test_opcheck(name):
     case = next(testing.cases([torch.bfloat16], widths=[63], rows=[5]))
     x, residual, weight, eps, steering, _ = case.arguments_on("cpu")

@@ -134,7 +134,7 @@ def plan(rng, tokens, averaging=True):
         return None
     terms = [term(rng) for _ in range(rng.randrange(1, 4))]
     while sum(one.operator == "ablate" for one in terms) > 1:
-        terms.pop()  # two ablations may leave together, as a space: tests/test_operators.py
+        terms.pop()  # two ablations may leave together, as a space: tests/ops/test_operators.py
     return Plan(
         tuple(terms) or (term(rng),),
         finish=rng.choice(["none", "preserve", "shrink"]),

@@ -14,7 +14,7 @@ from steerfast import Plan, SteeringVector, attach, steer
 from steerfast.io.plans import plan_from_json
 from steerfast.table.table import UNSTEERED
 
-PAGE = (Path(__file__).parent.parent / "docs/plans.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/plans.md").read_text()
 PROMPT, LENGTH = 5, 9
 NAMES = {name: getattr(steerfast, name) for name in ("AfterSequence", "First", "Positions")}
 

@@ -26,7 +26,7 @@ from steerfast.ops import backends, reference
 from steerfast.ops.records import GateKind, Read
 from steerfast.testing import recipes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # the process that test_triton_... starts
 ISAS = ("avx512", "avx2", "baseline")
 FAMILIES = list(dict.fromkeys(case.family for case in testing.cases(quick=True)))
@@ -102,7 +102,7 @@ def test_laws(backend, name):
 @pytest.mark.skipif(INTERPRETED, reason="not about triton")
 @pytest.mark.skipif(bool(emulated.builder.missing()), reason=str(emulated.builder.missing()))
 def test_laws_emulated():
-    """Of the operators, on the CUDA kernels; tests/test_emulated_cuda.py has the cases and the exact laws."""
+    """Of the operators, on the CUDA kernels; tests/ops/test_emulated_cuda.py has the cases and the exact laws."""
     run = emulated.Ops(emulated.build())
     for law in testing.LAWS.values():
         for dtype, width in ((torch.bfloat16, 72), (torch.float16, 100), (torch.float32, 7)):

@@ -1,4 +1,4 @@
-"""The CUDA sources on the host: calls of launch_steer in the driver that tests/emulation/build.py builds.
+"""The CUDA sources on the host: calls of launch_steer in the driver that tests/ops/emulation/build.py builds.
 
 ``driver = build()``, then ``driver.run([call(residual, x=x, weight=weight, steering=steering)])`` returns
 a ``Result`` for each. ``Ops(driver)`` has the functions of ``steerfast.ops``.

@@ -1,6 +1,6 @@
 """The CUDA kernels, run without a GPU: their source compiled for the host, against the definition.
 
-tests/emulation/README.md says what of a GPU is there and what is not. Every call runs under AddressSanitizer
+tests/ops/emulation/README.md says what of a GPU is there and what is not. Every call runs under AddressSanitizer
 and UndefinedBehaviorSanitizer, on memory that ends where the tensors do.
 """
 
