@@ -1,4 +1,4 @@
-"""The fused operators: residual add, steering and RMSNorm in one pass.
+"""The fused ops: residual add, steering and RMSNorm in one pass.
 
 ``reference`` is the definition, in plain torch; ``fused`` runs compiled kernels (C++, CUDA) where they were built and the
 reference elsewhere; ``triton`` is a third implementation. All three have the functions below and mean the same.

@@ -1,4 +1,6 @@
-"""Conformance: cases and laws that every backend is held to, for the tests and for anybody who writes another.
+"""Conformance: cases and laws that every backend is held to.
+
+For the tests, and for anybody who writes another backend:
 
     for case in cases():
         stream, normed = my_backend.steer_add_rms_norm(*case.arguments)
