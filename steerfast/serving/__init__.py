@@ -1,4 +1,4 @@
-"""Many requests, a plan each: continuous batching, and a plugin for vLLM.
+"""Many requests, a plan each; with a plugin for vLLM.
 
 Plans come from outside here, so they are read with suspicion: sizes, names, doses. ``vllm/`` has a module for each place in
 the engine where the plugin stands; what goes over the wire between its processes is a plan by value.
