@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,6 +142,16 @@ def test_each_stage_says_what_it_is(stage):
     doc = ast.get_docstring(ast.parse((PACKAGE / stage / "__init__.py").read_text()))
     assert doc
     assert doc.splitlines()[0].endswith(".")
+
+
+def test_the_design_shows_this_table():
+    page = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| ((?:`[\w./]+`(?:, )?)+) \|", page, flags=re.MULTILINE)
+    shown: dict[int, set[str]] = {}
+    for rank, cell in rows:
+        names = {name.strip("/").removesuffix(".py") for name in re.findall(r"`([^`]+)`", cell)}
+        shown[int(rank)] = shown.get(int(rank), set()) | names
+    assert shown == {rank: set(stages) for rank, stages in RANKS.items()}
 
 
 def test_nothing_lies_loose():
