@@ -15,22 +15,20 @@ move as a share of a copy's bandwidth. On a CPU: wall time.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-sys.path.insert(0, str(Path(__file__).parent))
-import gpu_timing
-import harness
-import op_forms
-
+import gpu.timing
+from harness import op_forms, script
+from harness.machine import setting
+from harness.shapes import DTYPES
+from harness.spreads import ratio_of, summary
+from harness.timing import Series, in_turn
 from steerfast import ops
 from steerfast.ops import reference
 from steerfast.ops import triton as triton_ops
@@ -42,7 +40,7 @@ ROWS = (1, 16, 64, 512, 4096)
 FEWER_ROWS = {576: (1, 64), 4096: (1, 64, 4096)}
 GPU_ROWS = (1, 16, 64, 256, 1024, 4096, 16384)
 WIDTHS = (576, 4096)
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+KINDS = ("bfloat16", "float32")
 DISTINCT = 256  # slots of ``distinct``
 RUN = 64  # rows of one request that follow each other there, where there are enough
 Case = tuple[str, str, int, int]  # form, dtype, D, N
@@ -131,8 +129,8 @@ def measure(cases: list[Case], rounds: int, also_compiled: list[Case]) -> list[d
     """One result line per case: microseconds, and the ratios that bars are set on."""
     lines = []
     on_gpu = torch.cuda.is_available()
-    bandwidth = gpu_timing.copy_bandwidth() if on_gpu else None
-    floor = gpu_timing.launch_floor() if on_gpu else None
+    bandwidth = gpu.timing.copy_bandwidth() if on_gpu else None
+    floor = gpu.timing.launch_floor() if on_gpu else None
     for case in cases:
         form, dtype, width, rows = case
         with torch.inference_mode():
@@ -142,8 +140,8 @@ def measure(cases: list[Case], rounds: int, also_compiled: list[Case]) -> list[d
                 found = versions(form, DTYPES[dtype], width, rows)
                 if case in also_compiled:
                     found["compiled"] = compiled(form, DTYPES[dtype], width, rows)
-                times = harness.in_turn(found, rounds=rounds)
-        us = {name: harness.summary(series) for name, series in times.items()}
+                times = in_turn(found, rounds=rounds)
+        us = {name: summary(series) for name, series in times.items()}
         line = {"bench": "ops", "form": form, "dtype": dtype, "D": width, "N": rows, "us": us}
         line |= {"rounds": rounds, "ratios": ratios(times)}
         line |= {name: ratio["ratio"] for name, ratio in line["ratios"].items()}
@@ -157,15 +155,15 @@ def measure(cases: list[Case], rounds: int, also_compiled: list[Case]) -> list[d
     return lines
 
 
-def _on_gpu(form: str, dtype: torch.dtype, width: int, rows: int, rounds: int) -> harness.Series:
-    sets = gpu_timing.sets_needed(2 * rows * width * dtype.itemsize)
+def _on_gpu(form: str, dtype: torch.dtype, width: int, rows: int, rounds: int) -> Series:
+    sets = gpu.timing.sets_needed(2 * rows * width * dtype.itemsize)
     found = [versions(form, dtype, width, rows, "cuda", seed) for seed in range(min(sets, 8))]
-    return gpu_timing.in_turn(
+    return gpu.timing.in_turn(
         {name: [one[name] for one in found] for name in found[0]}, rounds=rounds
     )
 
 
-def ratios(times: harness.Series) -> dict[str, dict[str, float]]:
+def ratios(times: Series) -> dict[str, dict[str, float]]:
     """{name: ratio, p20, p80}, round by round."""
     pairs = {
         "speedup_vs_eager": ("eager", "steered"),
@@ -177,7 +175,7 @@ def ratios(times: harness.Series) -> dict[str, dict[str, float]]:
         "a_over_a": ("steered A/A", "steered"),
     }
     return {
-        name: harness.ratio_of(times[above], times[below])
+        name: ratio_of(times[above], times[below])
         for name, (above, below) in pairs.items()
         if above in times
     }
@@ -188,22 +186,19 @@ def collapsed(rows: int, rounds: int) -> dict[str, Any]:
     with torch.inference_mode():
         one = versions("additive", torch.bfloat16, 4096, rows)["steered"]
         sixteen = versions("additive16", torch.bfloat16, 4096, rows)["steered"]
-        times = harness.in_turn({"k1": one, "k16": sixteen, "k1 A/A": one}, rounds=rounds)
-    us = {name: harness.summary(series) for name, series in times.items()}
+        times = in_turn({"k1": one, "k16": sixteen, "k1 A/A": one}, rounds=rounds)
+    us = {name: summary(series) for name, series in times.items()}
     found = {"bench": "ops_k", "dtype": "bfloat16", "D": 4096, "N": rows, "us": us}
     found["ratios"] = {
-        "k16_over_k1": harness.ratio_of(times["k16"], times["k1"]),
-        "a_over_a": harness.ratio_of(times["k1 A/A"], times["k1"]),
+        "k16_over_k1": ratio_of(times["k16"], times["k1"]),
+        "a_over_a": ratio_of(times["k1 A/A"], times["k1"]),
     }
     return found | {name: ratio["ratio"] for name, ratio in found["ratios"].items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="N = 1 and 64 at D = 4096, bfloat16")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
-    parser.add_argument("--save", action="store_true", help="append to results/ops.jsonl")
-    arguments = parser.parse_args()
+def main(given: Sequence[str] | None = None) -> None:
+    parser = script.parser(__doc__, "ops", quick="N = 1 and 64 at D = 4096, bfloat16")
+    arguments = parser.parse_args(given)
     on_gpu = torch.cuda.is_available()
     rows = GPU_ROWS if on_gpu else ROWS
     quick = [("additive", "bfloat16", 4096, n) for n in ((1, 64, 16384) if on_gpu else (1, 64))]
@@ -211,7 +206,7 @@ def main() -> None:
     full = [
         (f, t, d, n)
         for f in ("additive", "mixed")
-        for t in DTYPES
+        for t in KINDS
         for d in WIDTHS
         for n in (rows if on_gpu or (t, d) == ("bfloat16", 4096) else FEWER_ROWS[d])
     ]
@@ -219,11 +214,9 @@ def main() -> None:
     lines = measure(cases, rounds, [] if arguments.quick or on_gpu else quick)
     if not on_gpu:
         lines += [collapsed(n, 25) for n in (1, 64)]
-    lines = [{**line, **harness.setting(SEED)} for line in lines]
-    if arguments.save:
-        print(f"appended to {harness.save('ops', lines)}", file=sys.stderr)
-    if arguments.json:
-        print(json.dumps(_bars(lines)))
+    lines = [{**line, **setting(SEED)} for line in lines]
+    script.keep(arguments, lines)
+    script.say(arguments, **_bars(lines))
 
 
 def _bars(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -251,7 +244,6 @@ def _bars(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "mixed_speedup_vs_eager": {f"N{line['N']}": line["speedup_vs_eager"] for line in mixed},
         "mixed_speedup_vs_batched": {f"N{line['N']}": line["speedup_vs_batched"] for line in mixed},
         "a_over_a": {name: line["a_over_a"] for name, line in by_rows.items()},
-        "device": harness.device_name(),
     }
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from exact import in_float64, oracle
-from peer import Peer, Task
 from torch import Tensor
+
+from peers.exact import in_float64, oracle
+from peers.peer import Peer, Task
 
 LIMIT = 1e-5  # of the largest logit, float32; the tiny Llama's own rounding is about 1e-6
 SEED = 0
@@ -149,13 +150,15 @@ def _from_position(rig: Rig) -> float:
 
 
 def _preserve_padded(rig: Rig) -> float:
-    """Whoever leaves padding alone leaves it its bits: a rescale by |h| / |h| does not."""
+    """Whoever leaves padding alone leaves it the bits that it has when the peer is installed and steers nothing: a rescale by
+    |h| / |h| does not. Not the plain model's bits: another order of a norm's sum may round otherwise."""
     inputs = padded(rig, "left")
     padding = inputs["attention_mask"] == 0
     with rig.steered(rig.task("preserve")) as call:
         steered = call(**inputs)
-    plain = rig.model(**inputs).logits
-    error = distance(steered, plain, padding)
+    with rig.peer.idle(rig.model, rig.tokenizer) as call:
+        idle = call(**inputs)
+    error = distance(steered, idle, padding)
     if error > 100 * LIMIT:
         raise NotAskedFor("steers padding like any token")
     return error
