@@ -37,9 +37,10 @@ from steerfast.ops.reference import Steering
 SEED = 0
 EPS = 1e-5
 ROWS = (1, 16, 64, 512, 4096)
-FEWER_ROWS = {576: (1, 64), 4096: (1, 64, 4096)}
 GPU_ROWS = (1, 16, 64, 256, 1024, 4096, 16384)
-WIDTHS = (576, 4096)
+WIDE = 4096  # of Llama-2-7B; what the bars are set on
+WIDTHS = (576, WIDE)
+FEWER_ROWS = {576: (1, 64), WIDE: (1, 64, 4096)}
 KINDS = ("bfloat16", "float32")
 DISTINCT = 256  # slots of ``distinct``
 RUN = 64  # rows of one request that follow each other there, where there are enough
@@ -184,11 +185,11 @@ def ratios(times: Series) -> dict[str, dict[str, float]]:
 def collapsed(rows: int, rounds: int) -> dict[str, Any]:
     """Sixteen constant vectors against one, in one run: k16_over_k1."""
     with torch.inference_mode():
-        one = versions("additive", torch.bfloat16, 4096, rows)["steered"]
-        sixteen = versions("additive16", torch.bfloat16, 4096, rows)["steered"]
+        one = versions("additive", torch.bfloat16, WIDE, rows)["steered"]
+        sixteen = versions("additive16", torch.bfloat16, WIDE, rows)["steered"]
         times = in_turn({"k1": one, "k16": sixteen, "k1 A/A": one}, rounds=rounds)
     us = {name: summary(series) for name, series in times.items()}
-    found = {"bench": "ops_k", "dtype": "bfloat16", "D": 4096, "N": rows, "us": us}
+    found = {"bench": "ops_k", "dtype": "bfloat16", "D": WIDE, "N": rows, "us": us}
     found["ratios"] = {
         "k16_over_k1": ratio_of(times["k16"], times["k1"]),
         "a_over_a": ratio_of(times["k1 A/A"], times["k1"]),
@@ -201,14 +202,14 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     on_gpu = torch.cuda.is_available()
     rows = GPU_ROWS if on_gpu else ROWS
-    quick = [("additive", "bfloat16", 4096, n) for n in ((1, 64, 16384) if on_gpu else (1, 64))]
-    quick += [("mixed", "bfloat16", 4096, n) for n in (1, 64)]
+    quick = [("additive", "bfloat16", WIDE, n) for n in ((1, 64, 16384) if on_gpu else (1, 64))]
+    quick += [("mixed", "bfloat16", WIDE, n) for n in (1, 64)]
     full = [
         (f, t, d, n)
         for f in ("additive", "mixed")
         for t in KINDS
         for d in WIDTHS
-        for n in (rows if on_gpu or (t, d) == ("bfloat16", 4096) else FEWER_ROWS[d])
+        for n in (rows if on_gpu or (t, d) == ("bfloat16", WIDE) else FEWER_ROWS[d])
     ]
     cases, rounds = (quick, 11) if arguments.quick else (full, 7)
     lines = measure(cases, rounds, [] if arguments.quick or on_gpu else quick)
@@ -224,12 +225,12 @@ def _bars(lines: list[dict[str, Any]]) -> dict[str, Any]:
     found = [
         line
         for line in lines
-        if (line.get("form"), line["dtype"], line["D"]) == ("additive", "bfloat16", 4096)
+        if (line.get("form"), line["dtype"], line["D"]) == ("additive", "bfloat16", WIDE)
     ]
     mixed = [
         line
         for line in lines
-        if (line.get("form"), line["dtype"], line["D"]) == ("mixed", "bfloat16", 4096)
+        if (line.get("form"), line["dtype"], line["D"]) == ("mixed", "bfloat16", WIDE)
     ]
     by_rows = {f"N{line['N']}": line for line in found}
     k16 = {f"N{line['N']}": line["k16_over_k1"] for line in lines if line["bench"] == "ops_k"}
@@ -254,7 +255,7 @@ def test_op(benchmark: Any, version: str, form: str, rows: int) -> None:
     """The door for pytest-benchmark: ``pytest benchmarks --benchmark-only -k "64 and mixed"``."""
     benchmark.group = f"{form}, bfloat16, D=4096, N={rows}"
     with torch.inference_mode():
-        benchmark(versions(form, torch.bfloat16, 4096, rows)[version])
+        benchmark(versions(form, torch.bfloat16, WIDE, rows)[version])
 
 
 if __name__ == "__main__":
