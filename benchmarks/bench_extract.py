@@ -25,7 +25,7 @@ from harness.spreads import ratio_of, summary
 from harness.timing import single_calls
 from peers.environments import hand_back, inside_options, lines_of
 from peers.exact import in_float64
-from peers.extracting import LIBRARIES, Vectors
+from peers.extracting import BATCH, LIBRARIES, Vectors
 from steerfast import contrast
 from steerfast.experiments import questions
 from steerfast.extraction.contrast import ContrastPair
@@ -34,7 +34,6 @@ from steerfast.models.load import load_model
 
 SEED = 0
 ENVIRONMENTS = ("main", "apart")
-BATCH = 16
 
 
 def pairs_of(kind: str, count: int) -> list[ContrastPair]:

@@ -26,9 +26,8 @@ from typing import Any
 SEED = 7
 PROMPT = 64
 PAUSE = 0.005  # seconds
-STOCK = {"VLLM_PLUGINS": ""}
 ENGINES = {
-    "stock": STOCK,
+    "stock": {"VLLM_PLUGINS": ""},
     "fused": {"STEERFAST_MODE": "fused"},
     "exact": {"STEERFAST_MODE": "exact"},
 }

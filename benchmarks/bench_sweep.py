@@ -56,8 +56,8 @@ def versions(
     """The loops answer ``cells``, the engine all cells of the plans (without forking: of some) on the prompts."""
     some = plans[:: max(1, len(plans) // 32)]  # all layers are among them
 
-    def engine(plans: list[Plan], **how: bool) -> Callable[[], Any]:
-        return lambda: sweep(model, plans, prompts, lambda head, _: Answers(head), **how)
+    def engine(plans: list[Plan], forking: bool = True) -> Callable[[], Any]:
+        return lambda: sweep(model, plans, prompts, lambda head, _: Answers(head), forking=forking)
 
     def looped(generate: bool) -> Callable[[], Any]:
         return lambda: loop(model, plans, prompts, cells, generate)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from peers import agreement, registry, tiny
+from peers.exact import in_float64, oracle
 from peers.peer import Peer, Task, logits_of
+from peers.rig import Rig, distance, padded
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def head64(exact, stream):
 @pytest.mark.parametrize("operation", ["add", "preserve", "ablate", "add_from"])
 @torch.inference_mode()
 def test_the_oracle_is_the_formula_at_the_last_layer(llama, operation):
-    exact = agreement.in_float64(llama)
+    exact = in_float64(llama)
     ids = torch.randint(8, 1000, (2, 7), generator=torch.Generator().manual_seed(2))
     streams = []
     handle = exact.model.layers[7].register_forward_hook(lambda *call: streams.append(call[2]))
@@ -54,9 +56,9 @@ def test_the_oracle_is_the_formula_at_the_last_layer(llama, operation):
         "ablate": h - (h @ unit)[..., None] * unit,
         "add_from": torch.cat([h[:, :3], y[:, 3:]], 1),
     }[operation]
-    logits = agreement.oracle(exact, asked, input_ids=ids)
-    assert agreement.distance(logits, head64(exact, wanted)) < 1e-14
-    assert agreement.distance(logits, agreement.oracle(exact, None, input_ids=ids)) > 1e-2
+    logits = oracle(exact, asked, input_ids=ids)
+    assert distance(logits, head64(exact, wanted)) < 1e-14
+    assert distance(logits, oracle(exact, None, input_ids=ids)) > 1e-2
 
 
 @pytest.mark.parametrize("name", ["hook", "paper", "steerfast"])
@@ -119,7 +121,7 @@ def test_what_an_adapter_leaves_behind_is_found_out():
     kept = []
     case = agreement.CASES["undone"]
     with torch.no_grad():
-        error = case.run(agreement.Rig(adapter(forgetful), llama, None, None))
+        error = case.run(Rig(adapter(forgetful), llama, None, None))
     assert error > case.limit == 0
 
 
@@ -147,14 +149,12 @@ def test_padding_that_is_rescaled_by_its_own_norm_is_found_out(llama, name):
             yield call
 
     case = agreement.CASES["preserve, padding kept"]
-    padding = (
-        agreement.padded(agreement.Rig(installed, llama, None, None), "left")["attention_mask"] == 0
-    )
+    padding = padded(Rig(installed, llama, None, None), "left")["attention_mask"] == 0
     errors = {}
     for apply in (rescaling, kept):
         peer = replace(adapter(apply, ["preserve"]), idle=installed.idle)
         with torch.no_grad():
-            errors[apply.__name__] = case.run(agreement.Rig(peer, llama, None, None))
+            errors[apply.__name__] = case.run(Rig(peer, llama, None, None))
     assert errors["kept"] == case.limit == 0
     assert 0 < errors["rescaling"] < agreement.LIMIT
 
@@ -178,6 +178,6 @@ def test_an_adapter_that_raises_fails_with_its_reason(llama):
 
 def test_not_a_number_is_infinitely_wrong():
     nan = torch.full((1, 2, 3), float("nan"))
-    assert agreement.distance(nan, torch.ones(1, 2, 3)) == float("inf")
+    assert distance(nan, torch.ones(1, 2, 3)) == float("inf")
     with pytest.raises(ValueError, match="wanted"):
-        agreement.distance(torch.ones(1, 1, 3), torch.ones(1, 2, 3))
+        distance(torch.ones(1, 1, 3), torch.ones(1, 2, 3))
