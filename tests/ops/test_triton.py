@@ -338,7 +338,9 @@ class TestCompiled:
         reported = re.search(r"Triton (\S+) ships", committed).group(1)
         if reported != triton_registers.triton.__version__:
             pytest.skip(f"the report is of Triton {reported}")
-        assert triton_registers.report() == committed, "in benchmarks/, run: python -m gpu.triton_registers"
+        assert triton_registers.report() == committed, (
+            "in benchmarks/, run: python -m gpu.triton_registers"
+        )
 
     def test_the_gauge_sees_spills(self) -> None:
         triton_registers = script("triton_registers")
