@@ -8,23 +8,24 @@ as above 1 only if its whole interval does. ``again`` variants are A/A controls.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-import harness
 import torch
-from decode_runners import MODES, SPREADS, Runner, bank, op_times, plans_for
-from shapes import DTYPES, SHAPES, random_model
 
+from harness import script
+from harness.decode_runners import MODES, SPREADS, Runner, bank, op_times, plans_for
+from harness.machine import setting
+from harness.shapes import DTYPES, SHAPES, random_model
+from harness.spreads import ratio_interval, summary
+from harness.timing import WARM, single_calls
 from steerfast.models.load import load_model
 
 SEED = 0
 PROMPT = 16
+QUICK_STEPS = 60
 
 
 @torch.inference_mode()
@@ -35,7 +36,7 @@ def step_times(
     generator = torch.Generator().manual_seed(SEED)
     vocabulary, device = int(model.config.vocab_size), next(model.parameters()).device
     prompt = torch.randint(vocabulary, (batch, PROMPT), generator=generator).to(device)
-    shape = steps + harness.WARM, batch, 1
+    shape = steps + WARM, batch, 1
     following = torch.randint(vocabulary, shape, generator=generator).to(device)
     nothing: list[Any] = [None] * batch
     runners = {
@@ -51,7 +52,7 @@ def step_times(
         name: (lambda runner=runner, left=left[name]: runner.step(next(left)))
         for name, runner in runners.items()
     }
-    times = harness.single_calls(versions, steps)
+    times = single_calls(versions, steps)
     for runner in runners.values():
         runner.close()
     return {name: [us / 1e3 for us in series] for name, series in times.items()}
@@ -83,13 +84,13 @@ def measured(
         "plans": spread,
         "distinct": len({plan.digest for plan in plans if plan is not None}),
         "steps": arguments.steps,
-        "ms": {name: harness.summary(series) for name, series in times.items()},
+        "ms": {name: summary(series) for name, series in times.items()},
         "ratios": {
-            key: harness.ratio_interval(times[above], times[below])
+            key: ratio_interval(times[above], times[below])
             for key, (above, below) in ratio.items()
             if above in times
         },
-        **harness.setting(SEED),
+        **setting(SEED),
     }
     if model.device.type == "cpu":
         line["op_us"] = us = op_times(model, batch, plans)
@@ -113,8 +114,8 @@ def tell(line: dict[str, Any]) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(given: Sequence[str] | None = None) -> None:
+    parser = script.parser(__doc__, "decode", quick="one case, batch 16, 60 steps")
     parser.add_argument(
         "--model", help="folder or hub id of a Llama; default SmolLM2-135M-Instruct"
     )
@@ -132,12 +133,9 @@ def main() -> None:
         "--operator", choices=("add", "clamp"), default="add", help="clamp: reading terms"
     )
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--quick", action="store_true", help="one case, batch 16, 60 steps")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
-    parser.add_argument("--save", action="store_true", help="append to results/decode.jsonl")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.quick:
-        arguments.steps, arguments.batch = 60, arguments.batch[-1:]
+        arguments.steps, arguments.batch = QUICK_STEPS, arguments.batch[-1:]
     if arguments.shape:
         dtype = DTYPES[arguments.dtype or "bfloat16"]
         model, name = random_model(arguments.shape, dtype), f"{arguments.shape} shape, random"
@@ -148,22 +146,10 @@ def main() -> None:
     lines = []
     for case in cases:
         lines.append(measured(model, name, case, arguments))
-        if arguments.save:
-            harness.save("decode", lines[-1:])
-    if arguments.json:
-        last = lines[-1]
-        flat = {name: ratio["ratio"] for name, ratio in last["ratios"].items()}
-        print(
-            json.dumps(
-                {
-                    **flat,
-                    "intervals": last["ratios"],
-                    "ms": last["ms"],
-                    "device": last["device"],
-                    "cases": len(lines),
-                }
-            )
-        )
+        script.keep(arguments, lines[-1:])  # at once: some machines are lent for minutes
+    last = lines[-1]
+    flat = {name: ratio["ratio"] for name, ratio in last["ratios"].items()}
+    script.say(arguments, **flat, intervals=last["ratios"], ms=last["ms"], cases=len(lines))
 
 
 if __name__ == "__main__":

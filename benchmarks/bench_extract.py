@@ -11,22 +11,21 @@ in float32 on the same model; every vector is compared with one from activations
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
-import harness
 import torch
-from environments import lines_of
-from exact import in_float64
-from extracting import LIBRARIES, Vectors
 from torch import Tensor
 
+from harness import script
+from harness.machine import setting
+from harness.spreads import ratio_of, summary
+from harness.timing import single_calls
+from peers.environments import hand_back, inside_options, lines_of
+from peers.exact import in_float64
+from peers.extracting import BATCH, LIBRARIES, Vectors
 from steerfast import contrast
 from steerfast.experiments import questions
 from steerfast.extraction.contrast import ContrastPair
@@ -35,7 +34,6 @@ from steerfast.models.load import load_model
 
 SEED = 0
 ENVIRONMENTS = ("main", "apart")
-BATCH = 16
 
 
 def pairs_of(kind: str, count: int) -> list[ContrastPair]:
@@ -136,7 +134,7 @@ def measured(
         for method, extract in methods.items()
     }
     versions["steerfast again"] = versions["steerfast"]
-    times = harness.single_calls(versions, rounds)
+    times = single_calls(versions, rounds)
     lines = []
     for method in methods:
         library = LIBRARIES.get(method)
@@ -153,11 +151,11 @@ def measured(
                 "error": error(found[method], wanted),
                 "cosine": cosine(found[method], wanted),
                 "layers": len(found[method]),
-                "seconds": {key: us / 1e6 for key, us in harness.summary(times[method]).items()},
-                "over_steerfast": harness.ratio_of(times[method], times["steerfast"]),
-                "a_over_a": harness.ratio_of(times["steerfast again"], times["steerfast"]),
+                "seconds": {key: us / 1e6 for key, us in summary(times[method]).items()},
+                "over_steerfast": ratio_of(times[method], times["steerfast"]),
+                "a_over_a": ratio_of(times["steerfast again"], times["steerfast"]),
                 "rounds": rounds,
-                **harness.setting(SEED),
+                **setting(SEED),
             }
         )
         line = lines[-1]
@@ -169,20 +167,14 @@ def measured(
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(given: Sequence[str] | None = None) -> None:
+    quick = "2 pairs, 3 rounds, questions only, no libraries"
+    parser = inside_options(script.parser(__doc__, "extract", quick=quick))
     parser.add_argument("--model", help="default SmolLM2-135M-Instruct")
     parser.add_argument("--count", type=int, default=8, help="pairs of each kind")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-peers", action="store_true", help="without the libraries")
-    parser.add_argument(
-        "--quick", action="store_true", help="2 pairs, 3 rounds, questions only, no libraries"
-    )
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
-    parser.add_argument("--save", action="store_true", help="append to results/extract.jsonl")
-    parser.add_argument("--inside", help=argparse.SUPPRESS)
-    parser.add_argument("--lines", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     only_questions = arguments.quick or arguments.inside == "apart"
     kinds = ["questions"] if only_questions else ["questions", "sentences"]
     count, rounds = (2, 3) if arguments.quick else (arguments.count, arguments.rounds)
@@ -192,20 +184,17 @@ def main() -> None:
         for kind in kinds:
             lines += measured(arguments.inside or "none", loaded, kind, count, rounds)
     else:
-        given = ["--count", str(count), "--rounds", str(rounds)]
-        given += ["--model", arguments.model] if arguments.model else []
+        passed = ["--count", str(count), "--rounds", str(rounds)]
+        passed += ["--model", arguments.model] if arguments.model else []
         for environment in ENVIRONMENTS:
-            lines += lines_of(environment, Path(__file__), given)
-    if arguments.lines:
-        Path(arguments.lines).write_text(json.dumps(lines))
-    if arguments.save:
-        harness.save("extract", lines)
-    if arguments.json:
-        over = {
-            f"{line['pairs']}, {line['method']}": line["over_steerfast"]["ratio"] for line in lines
-        }
-        worst = max(line["error"] for line in lines if line["method"] == "steerfast")
-        print(json.dumps({"over_steerfast": over, "error": worst, "device": harness.device_name()}))
+            lines += lines_of(environment, Path(__file__), passed)
+    if arguments.inside:
+        hand_back(arguments, lines)
+        return
+    script.keep(arguments, lines)
+    over = {f"{line['pairs']}, {line['method']}": line["over_steerfast"]["ratio"] for line in lines}
+    worst = max(line["error"] for line in lines if line["method"] == "steerfast")
+    script.say(arguments, over_steerfast=over, error=worst)
 
 
 if __name__ == "__main__":

@@ -15,124 +15,37 @@ move as a share of a copy's bandwidth. On a CPU: wall time.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-sys.path.insert(0, str(Path(__file__).parent))
-import gpu_timing
-import harness
-import op_forms
-
-from steerfast import ops
-from steerfast.ops import reference
-from steerfast.ops import triton as triton_ops
-from steerfast.ops.reference import Steering
+import gpu.timing
+from harness import script
+from harness.machine import setting
+from harness.op_runners import compiled, versions
+from harness.shapes import DTYPES
+from harness.spreads import ratio_of, summary
+from harness.timing import Series, in_turn
 
 SEED = 0
-EPS = 1e-5
 ROWS = (1, 16, 64, 512, 4096)
-FEWER_ROWS = {576: (1, 64), 4096: (1, 64, 4096)}
 GPU_ROWS = (1, 16, 64, 256, 1024, 4096, 16384)
-WIDTHS = (576, 4096)
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-DISTINCT = 256  # slots of ``distinct``
-RUN = 64  # rows of one request that follow each other there, where there are enough
+WIDE = 4096  # of Llama-2-7B; what the bars are set on
+WIDTHS = (576, WIDE)
+FEWER_ROWS = {576: (1, 64), WIDE: (1, 64, 4096)}
+KINDS = ("bfloat16", "float32")
 Case = tuple[str, str, int, int]  # form, dtype, D, N
-
-
-class ResidualAdd(torch.nn.Module):
-    """Where a hook would sit: the end of a decoder layer."""
-
-    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return residual + x
-
-
-def versions(
-    form_name: str, dtype: torch.dtype, width: int, rows: int, device: str = "cpu", seed: int = SEED
-) -> dict[str, Callable[[], Any]]:
-    """What is timed, on the same inputs; checked against each other first."""
-    generator = torch.Generator().manual_seed(seed)
-    normal = lambda *shape: torch.randn(shape, generator=generator).to(device)  # noqa: E731
-    x, residual = normal(rows, width).to(dtype), (3 * normal(rows, width)).to(dtype)
-    norm = LlamaRMSNorm(width, eps=EPS).to(device, dtype)
-    weight = norm.weight.detach().copy_(1.0 + 0.1 * normal(width)).to(dtype)
-    form = op_forms.FORMS[form_name](width, dtype, device)
-    steering = op_forms.steering(form.plans, width, torch.zeros(rows, dtype=torch.long), device)
-    idle = steering._replace(row_slot=torch.full_like(steering.row_slot, -1))
-
-    def hooked(steer: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Any]:
-        add = ResidualAdd()
-        add.register_forward_hook(lambda module, args, out: steer(out))
-
-        def eager() -> Any:
-            stream = add(x, residual)
-            return stream, norm(stream)
-
-        return eager
-
-    def fused(
-        steering: Steering, op: Callable[..., Any] = ops.steer_add_rms_norm
-    ) -> Callable[[], Any]:
-        return lambda: op(x, residual, weight, EPS, steering)
-
-    found: dict[str, Callable[[], Any]] = {"eager": hooked(form.eager)}
-    if form.batched is not None:
-        found["batched"] = hooked(form.batched)
-    found |= {
-        "unsteered": fused(idle),
-        "steered": fused(steering),
-        "steered A/A": fused(steering),
-        "plain": lambda: ops.add_rms_norm(x, residual, weight, EPS),
-    }
-    if rows > 1:
-        places = torch.arange(rows) // (RUN if rows > DISTINCT else 1) % DISTINCT
-        many = op_forms.FORMS[form_name](width, dtype, device, slots=int(places.max()) + 1)
-        found["distinct"] = fused(op_forms.steering(many.plans, width, places, device))
-    if device != "cpu":
-        found["triton unsteered"] = fused(idle, triton_ops.steer_add_rms_norm)
-        found["triton steered"] = fused(steering, triton_ops.steer_add_rms_norm)
-    _agree(found, residual)
-    return found
-
-
-def _agree(versions: dict[str, Callable[[], Any]], residual: torch.Tensor) -> None:
-    """Whatever steers by the same plan gives the same stream, up to the roundings of eager code."""
-    with torch.inference_mode():
-        wanted = versions["eager"]()[0].float()
-        for name in ("batched", "steered", "triton steered"):
-            if name in versions:
-                off = (versions[name]()[0].float() - wanted).abs().max()
-                assert off <= 2.0**-5 * residual.float().abs().max(), f"{name} disagrees with eager"
-
-
-def compiled(form_name: str, dtype: torch.dtype, width: int, rows: int) -> Callable[[], Any]:
-    """torch.compile of the reference, given no more reads than the form has."""
-    form = op_forms.FORMS[form_name](width, dtype, "cpu")
-    steering = op_forms.steering(form.plans, width, torch.zeros(rows, dtype=torch.long), "cpu")
-    used = int(steering.records[:, 3].max())
-    reads = steering.reads[: used > 0, : max(used, 1)].contiguous()
-    steering = steering._replace(reads=reads)
-    x, residual = torch.randn(rows, width).to(dtype), (3 * torch.randn(rows, width)).to(dtype)
-    weight = torch.ones(width, dtype=dtype)
-    torch._dynamo.reset()
-    function = torch.compile(reference.steer_add_rms_norm, fullgraph=True, dynamic=False)
-    return lambda: function(x, residual, weight, EPS, steering)
 
 
 def measure(cases: list[Case], rounds: int, also_compiled: list[Case]) -> list[dict[str, Any]]:
     """One result line per case: microseconds, and the ratios that bars are set on."""
     lines = []
     on_gpu = torch.cuda.is_available()
-    bandwidth = gpu_timing.copy_bandwidth() if on_gpu else None
-    floor = gpu_timing.launch_floor() if on_gpu else None
+    bandwidth = gpu.timing.copy_bandwidth() if on_gpu else None
+    floor = gpu.timing.launch_floor() if on_gpu else None
     for case in cases:
         form, dtype, width, rows = case
         with torch.inference_mode():
@@ -142,8 +55,8 @@ def measure(cases: list[Case], rounds: int, also_compiled: list[Case]) -> list[d
                 found = versions(form, DTYPES[dtype], width, rows)
                 if case in also_compiled:
                     found["compiled"] = compiled(form, DTYPES[dtype], width, rows)
-                times = harness.in_turn(found, rounds=rounds)
-        us = {name: harness.summary(series) for name, series in times.items()}
+                times = in_turn(found, rounds=rounds)
+        us = {name: summary(series) for name, series in times.items()}
         line = {"bench": "ops", "form": form, "dtype": dtype, "D": width, "N": rows, "us": us}
         line |= {"rounds": rounds, "ratios": ratios(times)}
         line |= {name: ratio["ratio"] for name, ratio in line["ratios"].items()}
@@ -157,15 +70,15 @@ def measure(cases: list[Case], rounds: int, also_compiled: list[Case]) -> list[d
     return lines
 
 
-def _on_gpu(form: str, dtype: torch.dtype, width: int, rows: int, rounds: int) -> harness.Series:
-    sets = gpu_timing.sets_needed(2 * rows * width * dtype.itemsize)
+def _on_gpu(form: str, dtype: torch.dtype, width: int, rows: int, rounds: int) -> Series:
+    sets = gpu.timing.sets_needed(2 * rows * width * dtype.itemsize)
     found = [versions(form, dtype, width, rows, "cuda", seed) for seed in range(min(sets, 8))]
-    return gpu_timing.in_turn(
+    return gpu.timing.in_turn(
         {name: [one[name] for one in found] for name in found[0]}, rounds=rounds
     )
 
 
-def ratios(times: harness.Series) -> dict[str, dict[str, float]]:
+def ratios(times: Series) -> dict[str, dict[str, float]]:
     """{name: ratio, p20, p80}, round by round."""
     pairs = {
         "speedup_vs_eager": ("eager", "steered"),
@@ -177,7 +90,7 @@ def ratios(times: harness.Series) -> dict[str, dict[str, float]]:
         "a_over_a": ("steered A/A", "steered"),
     }
     return {
-        name: harness.ratio_of(times[above], times[below])
+        name: ratio_of(times[above], times[below])
         for name, (above, below) in pairs.items()
         if above in times
     }
@@ -186,44 +99,39 @@ def ratios(times: harness.Series) -> dict[str, dict[str, float]]:
 def collapsed(rows: int, rounds: int) -> dict[str, Any]:
     """Sixteen constant vectors against one, in one run: k16_over_k1."""
     with torch.inference_mode():
-        one = versions("additive", torch.bfloat16, 4096, rows)["steered"]
-        sixteen = versions("additive16", torch.bfloat16, 4096, rows)["steered"]
-        times = harness.in_turn({"k1": one, "k16": sixteen, "k1 A/A": one}, rounds=rounds)
-    us = {name: harness.summary(series) for name, series in times.items()}
-    found = {"bench": "ops_k", "dtype": "bfloat16", "D": 4096, "N": rows, "us": us}
+        one = versions("additive", torch.bfloat16, WIDE, rows)["steered"]
+        sixteen = versions("additive16", torch.bfloat16, WIDE, rows)["steered"]
+        times = in_turn({"k1": one, "k16": sixteen, "k1 A/A": one}, rounds=rounds)
+    us = {name: summary(series) for name, series in times.items()}
+    found = {"bench": "ops_k", "dtype": "bfloat16", "D": WIDE, "N": rows, "us": us}
     found["ratios"] = {
-        "k16_over_k1": harness.ratio_of(times["k16"], times["k1"]),
-        "a_over_a": harness.ratio_of(times["k1 A/A"], times["k1"]),
+        "k16_over_k1": ratio_of(times["k16"], times["k1"]),
+        "a_over_a": ratio_of(times["k1 A/A"], times["k1"]),
     }
     return found | {name: ratio["ratio"] for name, ratio in found["ratios"].items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="N = 1 and 64 at D = 4096, bfloat16")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
-    parser.add_argument("--save", action="store_true", help="append to results/ops.jsonl")
-    arguments = parser.parse_args()
+def main(given: Sequence[str] | None = None) -> None:
+    parser = script.parser(__doc__, "ops", quick="N = 1 and 64 at D = 4096, bfloat16")
+    arguments = parser.parse_args(given)
     on_gpu = torch.cuda.is_available()
     rows = GPU_ROWS if on_gpu else ROWS
-    quick = [("additive", "bfloat16", 4096, n) for n in ((1, 64, 16384) if on_gpu else (1, 64))]
-    quick += [("mixed", "bfloat16", 4096, n) for n in (1, 64)]
+    quick = [("additive", "bfloat16", WIDE, n) for n in ((1, 64, 16384) if on_gpu else (1, 64))]
+    quick += [("mixed", "bfloat16", WIDE, n) for n in (1, 64)]
     full = [
         (f, t, d, n)
         for f in ("additive", "mixed")
-        for t in DTYPES
+        for t in KINDS
         for d in WIDTHS
-        for n in (rows if on_gpu or (t, d) == ("bfloat16", 4096) else FEWER_ROWS[d])
+        for n in (rows if on_gpu or (t, d) == ("bfloat16", WIDE) else FEWER_ROWS[d])
     ]
     cases, rounds = (quick, 11) if arguments.quick else (full, 7)
     lines = measure(cases, rounds, [] if arguments.quick or on_gpu else quick)
     if not on_gpu:
         lines += [collapsed(n, 25) for n in (1, 64)]
-    lines = [{**line, **harness.setting(SEED)} for line in lines]
-    if arguments.save:
-        print(f"appended to {harness.save('ops', lines)}", file=sys.stderr)
-    if arguments.json:
-        print(json.dumps(_bars(lines)))
+    lines = [{**line, **setting(SEED)} for line in lines]
+    script.keep(arguments, lines)
+    script.say(arguments, **_bars(lines))
 
 
 def _bars(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -231,12 +139,12 @@ def _bars(lines: list[dict[str, Any]]) -> dict[str, Any]:
     found = [
         line
         for line in lines
-        if (line.get("form"), line["dtype"], line["D"]) == ("additive", "bfloat16", 4096)
+        if (line.get("form"), line["dtype"], line["D"]) == ("additive", "bfloat16", WIDE)
     ]
     mixed = [
         line
         for line in lines
-        if (line.get("form"), line["dtype"], line["D"]) == ("mixed", "bfloat16", 4096)
+        if (line.get("form"), line["dtype"], line["D"]) == ("mixed", "bfloat16", WIDE)
     ]
     by_rows = {f"N{line['N']}": line for line in found}
     k16 = {f"N{line['N']}": line["k16_over_k1"] for line in lines if line["bench"] == "ops_k"}
@@ -251,7 +159,6 @@ def _bars(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "mixed_speedup_vs_eager": {f"N{line['N']}": line["speedup_vs_eager"] for line in mixed},
         "mixed_speedup_vs_batched": {f"N{line['N']}": line["speedup_vs_batched"] for line in mixed},
         "a_over_a": {name: line["a_over_a"] for name, line in by_rows.items()},
-        "device": harness.device_name(),
     }
 
 
@@ -262,7 +169,7 @@ def test_op(benchmark: Any, version: str, form: str, rows: int) -> None:
     """The door for pytest-benchmark: ``pytest benchmarks --benchmark-only -k "64 and mixed"``."""
     benchmark.group = f"{form}, bfloat16, D=4096, N={rows}"
     with torch.inference_mode():
-        benchmark(versions(form, torch.bfloat16, 4096, rows)[version])
+        benchmark(versions(form, torch.bfloat16, WIDE, rows)[version])
 
 
 if __name__ == "__main__":

@@ -12,25 +12,24 @@ Each environment (peers/environments.py) is a process of its own in which steerf
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent / "peers"))
-import baselines
-import environments
-import harness
-import registry
 import torch
-from agreement import check
-from peer import Peer
-from shapes import SHAPES, random_model
-from stepping import compiles, extra_cost, steppers, task_for
-from tiny import tiny_llama, tiny_tokenizer
 
+from harness import script
+from harness.machine import setting
+from harness.shapes import SHAPES, random_model
+from harness.spreads import ratio_interval, summary
+from harness.timing import single_calls
+from peers import baselines, environments, registry
+from peers.agreement import check
+from peers.peer import Peer
+from peers.stepping import compiles, extra_cost, steppers, task_for
+from peers.tiny import tiny_llama, tiny_tokenizer
 from steerfast.models.load import load_model
 
 SEED = 0
@@ -112,11 +111,11 @@ def timed(
     runners: dict[str, Peer | None] = {"stock": None, "stock again": None, **peers}
     runners[f"{OURS} again"] = peers[OURS]
     with steppers(runners, model, tokenizer, task_for(model, layers, operation), batch) as ready:
-        times = harness.single_calls({name: one.step for name, one in ready.items()}, steps)
+        times = single_calls({name: one.step for name, one in ready.items()}, steps)
 
     def added(name: str) -> dict[str, float]:
         pairs = zip(times[name], times["stock"], strict=True)
-        return harness.summary([(mine - stock) / layers for mine, stock in pairs])
+        return summary([(mine - stock) / layers for mine, stock in pairs])
 
     lines = []
     for name in ["stock", *peers]:
@@ -129,11 +128,11 @@ def timed(
             "vectors": layers,
             "batch": batch,
             "steps": steps,
-            "ms": {key: us / 1e3 for key, us in harness.summary(times[name]).items()},
-            "over_steerfast": harness.ratio_interval(times[name], times[OURS]),
-            "over_stock": harness.ratio_interval(times[name], times["stock"]),
+            "ms": {key: us / 1e3 for key, us in summary(times[name]).items()},
+            "over_steerfast": ratio_interval(times[name], times[OURS]),
+            "over_stock": ratio_interval(times[name], times["stock"]),
             "added_us": added(name),
-            "a_over_a": harness.ratio_interval(times[f"{OURS} again"], times[OURS]),
+            "a_over_a": ratio_interval(times[f"{OURS} again"], times[OURS]),
             "a_added_us": added("stock again"),
         }
         lines.append(line)
@@ -166,7 +165,7 @@ def inside(environment: str, arguments: argparse.Namespace) -> list[dict[str, An
     for layers in COUNTS:
         for batch in batches:
             lines += timed(name, model, tokenizer, peers, layers, batch, STEPS[batch])
-    about = {"environment": environment, **harness.setting(SEED)}
+    about = {"environment": environment, **setting(SEED)}
     return [{**line, **about} for line in lines]
 
 
@@ -215,45 +214,32 @@ def rows(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(given: Sequence[str] | None = None) -> None:
+    quick = "small models, and only environments that are there already"
+    parser = environments.inside_options(script.parser(__doc__, "peers", quick=quick))
     parser.add_argument(
         "--environments",
         nargs="*",
         help=f"of {', '.join(environments.NAMES)}; default all, none with no name: only what needs no library",
     )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="small models, and only environments that are there already",
-    )
     parser.add_argument("--model", help="default SmolLM2-135M-Instruct")
     parser.add_argument("--shape", choices=SHAPES, help="a random Llama instead of the model")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
-    parser.add_argument("--save", action="store_true", help="append to results/peers.jsonl")
-    parser.add_argument("--inside", help=argparse.SUPPRESS)
-    parser.add_argument("--lines", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.inside:
-        lines = inside(arguments.inside, arguments)
-        Path(arguments.lines).write_text(json.dumps(lines))
+        environments.hand_back(arguments, inside(arguments.inside, arguments))
         return
     chosen = arguments.environments
     if chosen is None:
         chosen = environments.made() if arguments.quick else list(environments.NAMES)
     lines = [] if chosen else inside("none", arguments)
     for environment in sorted(chosen, key=lambda name: name != "main"):
-        given = ["--quick"] * arguments.quick
+        passed = ["--quick"] * arguments.quick
         for option in ("shape", "model"):
             value = getattr(arguments, option)
-            given += [f"--{option}", value] if value else []
-        lines += environments.lines_of(environment, Path(__file__), given)
-    if arguments.save:
-        harness.save("peers", lines)
-    if arguments.json:
-        by_row = fastest(lines)
-        said = {"fastest": overall(lines), "fastest_by_row": by_row, "rows": rows(lines)}
-        print(json.dumps({**said, "device": harness.device_name()}))
+            passed += [f"--{option}", value] if value else []
+        lines += environments.lines_of(environment, Path(__file__), passed)
+    script.keep(arguments, lines)
+    script.say(arguments, fastest=overall(lines), fastest_by_row=fastest(lines), rows=rows(lines))
 
 
 if __name__ == "__main__":

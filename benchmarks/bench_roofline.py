@@ -14,20 +14,19 @@ them; the weight D s; slot and gain 8 N; each direction of the bank that is used
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parent))
-import gpu_timing
-import harness
-import op_forms
 import torch
 from torch import Tensor
 
+import gpu.timing
+from harness import op_forms, script
+from harness.machine import setting
+from harness.shapes import DTYPES
+from harness.spreads import ratio_of, summary
+from harness.timing import Series, in_turn, interleave
 from steerfast import ops
 from steerfast.ops.reference import Steering
 
@@ -35,7 +34,7 @@ SEED, ROUNDS = 0, 7
 EPS = 1e-5
 WIDTH = 4096
 ROWS = (1, 16, 64, 512, 4096)
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+KINDS = ("bfloat16", "float32")
 MEMORY_BYTES = 256 << 20  # a copy of this much is in no cache
 
 
@@ -113,13 +112,11 @@ def copies(count: int, device: str, sets: int = 1) -> list[Callable[[], object]]
     return made
 
 
-def series(
-    versions: dict[str, list[Callable[[], object]]], rounds: int, on_gpu: bool
-) -> harness.Series:
+def series(versions: dict[str, list[Callable[[], object]]], rounds: int, on_gpu: bool) -> Series:
     if on_gpu:
-        return gpu_timing.in_turn(versions, rounds=rounds)
+        return gpu.timing.in_turn(versions, rounds=rounds)
     alone = {name: calls[0] for name, calls in versions.items()}
-    return harness.in_turn(alone, rounds=rounds, round_seconds=0.03)
+    return in_turn(alone, rounds=rounds, round_seconds=0.03)
 
 
 def measured(
@@ -130,7 +127,7 @@ def measured(
     device = "cuda" if on_gpu else "cpu"
     given = operands(form, DTYPES[dtype], rows, device)
     count = bytes_of(shape, form, given)
-    sets = min(8, gpu_timing.sets_needed(count)) if on_gpu else 1
+    sets = min(8, gpu.timing.sets_needed(count)) if on_gpu else 1
     each = [given] + [operands(form, DTYPES[dtype], rows, device) for _ in range(sets - 1)]
     calls = [call(shape.op, one) for one in each]
     nothing = call(shape.op, operands(form, DTYPES[dtype], 0, device))
@@ -143,7 +140,7 @@ def measured(
     }
     times = series(versions, rounds, on_gpu)
     floors = [max(pair) for pair in zip(times["copy"], times["launch"], strict=True)]
-    us = {name: harness.summary(values) for name, values in times.items()}
+    us = {name: summary(values) for name, values in times.items()}
     line = {
         "bench": "roofline",
         "op": shape.op,
@@ -154,10 +151,10 @@ def measured(
         "rounds": rounds,
         "bytes": count,
         "us": us,
-        "floor": harness.summary(floors),
+        "floor": summary(floors),
         "bound": "copy" if us["copy"]["median"] > us["launch"]["median"] else "launch",
-        "over_floor": harness.ratio_of(times["op"], floors),
-        "a_over_a": harness.ratio_of(times["op again"], times["op"]),
+        "over_floor": ratio_of(times["op"], floors),
+        "a_over_a": ratio_of(times["op again"], times["op"]),
         "bytes_per_second": count / (1e-6 * us["op"]["median"]),
         "memory": memory,
     }
@@ -172,8 +169,8 @@ def measured(
 def memory_bandwidth() -> float:
     """Bytes per second, read and written, of a copy that no cache holds."""
     if torch.cuda.is_available():
-        return gpu_timing.copy_bandwidth()
-    us = harness.interleave({"copy": copies(MEMORY_BYTES, "cpu")[0]}, rounds=7)["copy"]
+        return gpu.timing.copy_bandwidth()
+    us = interleave({"copy": copies(MEMORY_BYTES, "cpu")[0]}, rounds=7)["copy"]
     return MEMORY_BYTES / (1e-6 * us["median"])
 
 
@@ -182,29 +179,24 @@ def cases(quick: bool) -> list[tuple[Shape, str, str, int]]:
     if quick:
         return [(fused, form, "bfloat16", n) for form in FORMS for n in (1, 64, 4096)]
     plain = [(SHAPES[0], "unsteered", "bfloat16", n) for n in ROWS]
-    whole = [(fused, form, dtype, n) for dtype in DTYPES for form in FORMS for n in ROWS]
+    whole = [(fused, form, dtype, n) for dtype in KINDS for form in FORMS for n in ROWS]
     others = [(shape, "constant", "bfloat16", n) for shape in SHAPES[2:] for n in ROWS]
     return plain + whole + others
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the fused op, bfloat16, three N")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
-    parser.add_argument("--save", action="store_true", help="append to results/roofline.jsonl")
-    arguments = parser.parse_args()
+def main(given: Sequence[str] | None = None) -> None:
+    parser = script.parser(__doc__, "roofline", quick="the fused op, bfloat16, three N")
+    arguments = parser.parse_args(given)
     with torch.inference_mode():
         memory = memory_bandwidth()
         lines = [measured(*case, ROUNDS, memory) for case in cases(arguments.quick)]
-    lines = [{**line, **harness.setting(SEED)} for line in lines]
-    if arguments.save:
-        harness.save("roofline", lines)
-    if arguments.json:
-        over = {
-            f"{line['op']}, {line['form']}, {line['dtype']}, N{line['N']}": line["over_floor"]
-            for line in lines
-        }
-        print(json.dumps({"over_floor": over, "memory": memory, "device": harness.device_name()}))
+    lines = [{**line, **setting(SEED)} for line in lines]
+    over = {
+        f"{line['op']}, {line['form']}, {line['dtype']}, N{line['N']}": line["over_floor"]
+        for line in lines
+    }
+    script.keep(arguments, lines)
+    script.say(arguments, over_floor=over, memory=memory)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,17 @@ same in plain Python. The bar is 50 us for ``route`` of 256.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-import harness
 import numpy as np
 import torch
 
+from harness import script
+from harness.machine import setting
+from harness.spreads import spread
+from harness.timing import interleave
 from steerfast import Schedule, SteeringVector, steer
 from steerfast.routing.itinerary import itinerary
 from steerfast.routing.packed import PackedRequests
@@ -58,7 +58,7 @@ def measured(requests: int, rounds: int) -> dict[str, Any]:
         "fill": lambda: router.fill(seats, starts, ones, lines),
         "python": lambda: python.fill(seats, starts, ones, lines),
     }
-    us = harness.interleave(versions, rounds=rounds)
+    us = interleave(versions, rounds=rounds)
     return {
         "bench": "router",
         "requests": requests,
@@ -66,32 +66,23 @@ def measured(requests: int, rounds: int) -> dict[str, Any]:
         "layers": LAYERS,
         "us": us,
         "a_over_a": us["route again"]["median"] / us["route"]["median"],
-        **harness.setting(SEED),
+        **setting(SEED),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(given: Sequence[str] | None = None) -> None:
+    parser = script.parser(__doc__, "router", quick="256 requests, fewer rounds")
     parser.add_argument("--requests", type=int, nargs="+", default=[16, 64, 256])
-    parser.add_argument("--quick", action="store_true", help="256 requests, fewer rounds")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
-    parser.add_argument("--save", action="store_true", help="append to results/router.jsonl")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.quick:
         arguments.requests = arguments.requests[-1:]
     lines = [measured(number, 5 if arguments.quick else 9) for number in arguments.requests]
     for line in lines:
-        cells = (
-            f"{n} {t['median']:.1f} [{t['p20']:.1f}, {t['p80']:.1f}]" for n, t in line["us"].items()
-        )
-        print(f"{line['requests']:>4} requests, us: {', '.join(cells)}", file=sys.stderr)
-    if arguments.save:
-        harness.save("router", lines)
-    if arguments.json:
-        last = lines[-1]
-        print(
-            json.dumps({"us": last["us"], "requests": last["requests"], "device": last["device"]})
-        )
+        cells = ", ".join(f"{name} {spread(us)}" for name, us in line["us"].items())
+        print(f"{line['requests']:>4} requests, us: {cells}", file=sys.stderr)
+    last = lines[-1]
+    script.keep(arguments, lines)
+    script.say(arguments, us=last["us"], requests=last["requests"])
 
 
 if __name__ == "__main__":

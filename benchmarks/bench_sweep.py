@@ -16,227 +16,170 @@ cells whose two best logits are closer than the dtype's rounding.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import random
-import re
 import statistics
 import sys
 import time
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parent))
-import harness
 import torch
-from shapes import DTYPES, random_model
 
+from harness import script
+from harness.machine import setting
+from harness.shapes import DTYPES, SHAPES, random_model
+from harness.spreads import ratio_of, spread
+from harness.sweep_runners import Answers, Cell, LastLogits, encode, grid, loop, words
+from harness.timing import rotated
 from steerfast import Plan, SteeringVector
 from steerfast.experiments import questions
-from steerfast.experiments.schemes import individual
 from steerfast.extraction.extract import extract_pairs
 from steerfast.models.load import load_model
 from steerfast.sweep.engine import sweep
 
 SEED = 13
-COEFFICIENTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)  # of the median stream norm
 # Logits of equal streams differ by rounding; closer than this share of the largest they are a tie.
 TIE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
 
-class Cell(NamedTuple):
-    """One point of the grid on one question, by their numbers."""
-
-    plan: int
-    prompt: int
-
-
-class LastLogits:
-    """The whole logits of the last token."""
-
-    last_only = True
-
-    def __init__(self, head: Any) -> None:
-        self.head, self.width = head, int(head.weight.shape[0])
-
-    def __call__(self, normed: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
-        return self.head(normed[:, -1]).float()  # type: ignore[no-any-return]
+Versions = dict[str, tuple[Callable[[], Any], int]]  # name -> what answers cells, and how many
+Times = dict[
+    str, dict[str, list[float]]
+]  # behaviour -> version -> milliseconds a cell, a figure a round
 
 
-class Answers:
-    """The two best tokens of the last position: id, logit, logit of the second, and of largest magnitude."""
+def versions(
+    model: Any, plans: list[Plan], prompts: list[list[int]], cells: list[Cell]
+) -> Versions:
+    """The loops answer ``cells``, the engine all cells of the plans (without forking: of some) on the prompts."""
+    some = plans[:: max(1, len(plans) // 32)]  # all layers are among them
 
-    last_only, width = True, 4
+    def engine(plans: list[Plan], forking: bool = True) -> Callable[[], Any]:
+        return lambda: sweep(model, plans, prompts, lambda head, _: Answers(head), forking=forking)
 
-    def __init__(self, head: Any) -> None:
-        self.head = head
+    def looped(generate: bool) -> Callable[[], Any]:
+        return lambda: loop(model, plans, prompts, cells, generate)
 
-    def __call__(self, normed: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
-        parts = []
-        for rows in normed[:, -1].split(256):
-            logits = self.head(rows).float()
-            best = logits.topk(2, dim=1)
-            first = best.indices[:, :1].double()
-            parts.append(torch.cat([first, best.values, logits.abs().amax(1, keepdim=True)], 1))
-        return torch.cat(parts)
-
-
-def grid(vector: SteeringVector, layers: int) -> list[Plan]:
-    """The paper's grid at this model's depth: its layers 0, 5, 10, ..., 29, 31 of 32."""
-    chosen = [round(layer * (layers - 1) / 31) for layer in (0, 5, 10, 15, 20, 25, 29, 31)]
-    return [
-        individual(vector, layer, sign * c, scale="stream")
-        for layer in chosen
-        for c in COEFFICIENTS
-        for sign in (1, -1)
-    ]
+    found: Versions = {
+        "paper": (looped(True), len(cells)),
+        "forward": (looped(False), len(cells)),
+        "batched": (engine(some, forking=False), len(some) * len(prompts)),
+        "forked": (engine(plans), len(plans) * len(prompts)),
+    }
+    return found | {"forked again": found["forked"]}
 
 
-@torch.inference_mode()
-def loop(
-    model: Any,
-    plans: Sequence[Plan],
-    prompts: Sequence[list[int]],
-    cells: Sequence[Cell],
-    generate: bool,
-) -> list[torch.Tensor]:
-    """The last logits of each cell, one at a time, by a forward hook."""
-    found = []
-    device = next(model.parameters()).device
-    for cell in cells:
-        (term,) = plans[cell.plan].terms
-        (layer,) = term.steered_layers
-        unit = term.unit(layer) * term.stream_norm(layer)
-        delta = (term.coefficient * unit).to(device=device, dtype=model.dtype)
-        hook = model.model.layers[layer].register_forward_hook(
-            lambda module, args, output, delta=delta: output + delta
-        )
-        ids = torch.tensor([prompts[cell.prompt]], device=device)
-        if generate:
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=1,
-                do_sample=False,
-                pad_token_id=0,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-            logits = out.logits[0][0]
-        else:
-            logits = model(ids, logits_to_keep=1).logits[0, -1]
-        hook.remove()
-        found.append(logits.float())
-    return found
+def in_turn(found: Versions, rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Milliseconds a cell of each version, round by round, and what each found last."""
+    times: dict[str, list[float]] = {name: [] for name in found}
+    results = {}
+    for number in range(rounds):
+        for name in rotated(list(found), number):
+            function, count = found[name]
+            begin = time.perf_counter()
+            results[name] = function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(1e3 * (time.perf_counter() - begin) / count)
+    return times, results
 
 
-def words(text: str) -> list[int]:
-    """Token ids for a model with random weights: one a word or mark, as many as a tokenizer would give."""
-    return [zlib.crc32(word.encode()) for word in re.findall(r"\w+|[^\w\s]", text)]
+class Compared(NamedTuple):
+    """How many cells' tokens were compared, how many differ, how many of those in a tie, and the greatest relative
+    difference of the logits of a few."""
+
+    checked: int
+    unequal: int
+    ties: int
+    max_relative_logit_gap: float
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text)["input_ids"])
-
-
-def seconds(function: Any) -> tuple[float, Any]:
-    begin = time.perf_counter()
-    result = function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin, result
+def compared(
+    cells: list[Cell],
+    looped: list[torch.Tensor],
+    forked: torch.Tensor,
+    exact: torch.Tensor,
+    tie: float,
+) -> Compared:
+    """looped: the loop's logits of each cell. forked: the engine's answers of all. exact: its logits [few, prompts, V] of the
+    plans of the first few cells."""
+    unequal = ties = 0
+    gaps = [0.0]
+    for number, (cell, logits) in enumerate(zip(cells, looped, strict=True)):
+        token, first, second, largest = forked[cell.plan, cell.prompt].tolist()
+        if int(token) != int(logits.argmax()):
+            close = first - second <= tie * largest
+            ties, unequal = ties + close, unequal + (not close)
+        if number < len(exact):
+            gap = (exact[number, cell.prompt] - logits.double().cpu()).abs().max()
+            gaps.append(float(gap) / float(logits.abs().max()))
+    return Compared(len(cells), unequal, ties, max(gaps))
 
 
 def measured(
     model: Any, sets: dict[str, tuple[list[Plan], list[list[int]]]], rounds: int, looped: int
-) -> dict[str, Any]:
-    """Milliseconds a cell of each version and behaviour (a list over rounds), and the answers compared."""
-    times: dict[str, dict[str, list[float]]] = {}
-    checked = unequal = ties = 0
-    worst = 0.0
+) -> tuple[Times, Compared]:
+    """The times of every behaviour, and all its answers compared."""
+    times: Times = {}
+    found = []
     rng = random.Random(SEED)
     for name, (plans, prompts) in sets.items():
-        every = len(plans) * len(prompts)
-        some = plans[:: max(1, len(plans) // 32)]  # all layers are among them
-        cells = [
+        drawn = [
             Cell(rng.randrange(len(plans)), rng.randrange(len(prompts))) for _ in range(looped)
         ]
-        cells = sorted(set(cells))
-        versions = {
-            "paper": (lambda p=plans, q=prompts, c=cells: loop(model, p, q, c, True), len(cells)),
-            "forward": (
-                lambda p=plans, q=prompts, c=cells: loop(model, p, q, c, False),
-                len(cells),
-            ),
-            "batched": (
-                lambda p=some, q=prompts: sweep(
-                    model, p, q, lambda head, _: Answers(head), forking=False
-                ),
-                len(some) * len(prompts),
-            ),
-            "forked": (
-                lambda p=plans, q=prompts: sweep(model, p, q, lambda head, _: Answers(head)),
-                every,
-            ),
-        }
-        versions["forked again"] = versions["forked"]
+        cells = sorted(set(drawn))
         loop(model, plans, prompts, cells[:2], True)  # warm
         sweep(model, plans[:2], prompts[:1], lambda head, _: Answers(head))
-        times[name] = {version: [] for version in versions}
-        for number in range(rounds):
-            for version in harness.rotated(list(versions), number):
-                function, count = versions[version]
-                took, result = seconds(function)
-                times[name][version].append(1e3 * took / count)
-                if version == "forked":
-                    forked = result
-                elif version == "paper":
-                    looped_logits = result
-        exact = sweep(
-            model,
-            [plans[cell.plan] for cell in cells[:8]],
-            prompts,
-            lambda head, _: LastLogits(head),
-        )
-        for number, (cell, logits) in enumerate(zip(cells, looped_logits, strict=True)):
-            token, first, second, largest = forked[cell.plan, cell.prompt].tolist()
-            checked += 1
-            if int(token) != int(logits.argmax()):
-                tie = first - second <= TIE[model.dtype] * largest
-                ties, unequal = ties + tie, unequal + (not tie)
-            if number < 8:
-                gap = (exact[number, cell.prompt] - logits.double().cpu()).abs().max()
-                worst = max(worst, float(gap) / float(logits.abs().max()))
-    return {
-        "ms": times,
-        "checked": checked,
-        "unequal": unequal,
-        "ties": ties,
-        "max_relative_logit_gap": worst,
-    }
+        times[name], results = in_turn(versions(model, plans, prompts, cells), rounds)
+        few = [plans[cell.plan] for cell in cells[:8]]
+        exact = sweep(model, few, prompts, lambda head, _: LastLogits(head))
+        tie = TIE[model.dtype]
+        found.append(compared(cells, results["paper"], results["forked"], exact, tie))
+    *counts, gaps = zip(*found, strict=True)
+    return times, Compared(*map(sum, counts), max(gaps))
 
 
-def speedup(times: dict[str, dict[str, list[float]]], slow: str, fast: str) -> dict[str, float]:
-    """Ratio of the whole grid's times, round by round: median and range."""
-    rounds = len(next(iter(times.values()))[fast])
-    ratios = [
-        sum(each[slow][number] for each in times.values())
-        / sum(each[fast][number] for each in times.values())
-        for number in range(rounds)
+def speedup(times: Times, slow: str, fast: str) -> dict[str, float]:
+    """Ratio of the whole grid's times, round by round: median, 20th and 80th percentile, and range."""
+    above, below = (
+        [sum(each) for each in zip(*(series[version] for series in times.values()), strict=True)]
+        for version in (slow, fast)
+    )
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    return {**ratio_of(above, below), "low": min(ratios), "high": max(ratios)}
+
+
+def asked_for(
+    name: str, arguments: Any, model: Any, tokenizer: Any, rng: random.Random
+) -> tuple[list[Plan], list[list[int]]]:
+    """A behaviour's grid of plans and prompts: a direction extracted from other questions of it; any will do where the
+    weights are random and there is no tokenizer."""
+    asked = questions.load(arguments.data, name)
+    rng.shuffle(asked)
+    tokenize: Callable[[str], list[int]] = words
+    depth = int(model.config.num_hidden_layers)
+    if tokenizer is None:
+        generator = torch.Generator().manual_seed(SEED)
+        width = int(model.config.hidden_size)
+        directions = {at: torch.randn(width, generator=generator) for at in range(depth)}
+        vector = SteeringVector(name, directions, dict.fromkeys(range(depth), math.sqrt(width)))
+    else:
+        pairs = [one.pair for one in asked[arguments.prompts : arguments.prompts + 24]]
+        vector = extract_pairs(model, tokenizer, pairs, name=name)
+        tokenize = partial(encode, tokenizer)
+    top = int(model.config.vocab_size)
+    prompts = [
+        [token % top for token in tokenize(one.prompt)] for one in asked[: arguments.prompts]
     ]
-    each = harness.summary(ratios)
-    extremes = {"low": min(ratios), "high": max(ratios)}
-    return {"ratio": each["median"], "p20": each["p20"], "p80": each["p80"], **extremes}
+    return grid(vector, depth), prompts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(given: Sequence[str] | None = None) -> None:
+    parser = script.parser(__doc__, "sweep", quick="one behaviour, one round")
     parser.add_argument("--model", help="default SmolLM2-135M-Instruct")
-    parser.add_argument("--shape", help="a random model of this shape instead: llama-2-7b, tiny")
+    parser.add_argument("--shape", choices=SHAPES, help="a random model of this shape instead")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--data", help="folder of questions, as for `steerfast study behaviours`")
     parser.add_argument("--behaviours", nargs="+", help="default: all five")
@@ -245,45 +188,20 @@ def main() -> None:
         "--cells", type=int, default=40, help="cells of each behaviour by the loops"
     )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="one behaviour, one round")
-    parser.add_argument("--json", action="store_true", help="last line of stdout: one JSON object")
-    parser.add_argument("--save", action="store_true", help="append to results/sweep.jsonl")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     dtype = DTYPES[arguments.dtype]
-    tokenize: Any = words
     if arguments.shape:
-        model, label = random_model(arguments.shape, dtype), arguments.shape
+        model, tokenizer, label = random_model(arguments.shape, dtype), None, arguments.shape
     else:
         model, tokenizer, label = load_model(arguments.model, dtype=dtype)
-        tokenize = partial(encode, tokenizer)
-    names = arguments.behaviours or (
-        questions.PAPER_ORDER if arguments.data else questions.shipped()
-    )
+    every = questions.PAPER_ORDER if arguments.data else questions.shipped()
+    names = arguments.behaviours or every
     if arguments.quick:
         names, arguments.rounds = names[-1:], 1
         arguments.prompts, arguments.cells = min(arguments.prompts, 2), min(arguments.cells, 16)
-    sets = {}
     rng = random.Random(SEED)
-    for name in names:
-        asked = questions.load(arguments.data, name)
-        rng.shuffle(asked)
-        if arguments.shape:  # random weights: any direction will do
-            generator = torch.Generator().manual_seed(SEED)
-            width, depth = int(model.config.hidden_size), int(model.config.num_hidden_layers)
-            directions = {at: torch.randn(width, generator=generator) for at in range(depth)}
-            norms = dict.fromkeys(range(depth), math.sqrt(width))
-            vector = SteeringVector(name, directions, norms)
-        else:
-            pairs = [one.pair for one in asked[arguments.prompts : arguments.prompts + 24]]
-            vector = extract_pairs(model, tokenizer, pairs, name=name)
-        ids = [tokenize(one.prompt) for one in asked[: arguments.prompts]]
-        top = int(model.config.vocab_size)
-        sets[name] = (
-            grid(vector, int(model.config.num_hidden_layers)),
-            [[token % top for token in each] for each in ids],
-        )
-    found = measured(model, sets, arguments.rounds, arguments.cells)
-    times = found.pop("ms")
+    sets = {name: asked_for(name, arguments, model, tokenizer, rng) for name in names}
+    times, answers = measured(model, sets, arguments.rounds, arguments.cells)
     line = {
         "bench": "sweep",
         "model": label,
@@ -301,44 +219,30 @@ def main() -> None:
         "batching": speedup(times, "paper", "batched"),
         "forking": speedup(times, "batched", "forked"),
         "a_over_a": speedup(times, "forked again", "forked"),
-        "answers_equal": found["unequal"] == 0,
-        **found,
-        **harness.setting(SEED),
+        "answers_equal": answers.unequal == 0,
+        **answers._asdict(),
+        **setting(SEED),
     }
+    tell(line)
+    script.keep(arguments, [line])
+    ratios = ("speedup", "speedup_over_forward", "batching", "forking")
+    script.say(
+        arguments,
+        **{name: line[name]["ratio"] for name in ratios},
+        **{name: line[name] for name in ("answers_equal", *Compared._fields)},
+    )
+
+
+def tell(line: dict[str, Any]) -> None:
     for name, each in line["ms_per_cell"].items():
         cells = ", ".join(f"{version} {value:.1f}" for version, value in each.items())
         print(f"{name:>18}, ms a cell: {cells}", file=sys.stderr)
     for what in ("speedup", "speedup_over_forward", "batching", "forking", "a_over_a"):
-        ratio = line[what]
-        print(
-            f"{what:>22} {ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
-            file=sys.stderr,
-        )
+        print(f"{what:>22} {spread(line[what], 2)}", file=sys.stderr)
     print(
         f"{line['checked']} cells compared, {line['unequal']} unequal, {line['ties']} ties",
         file=sys.stderr,
     )
-    if arguments.save:
-        harness.save("sweep", [line])
-    if arguments.json:
-        said = {
-            "speedup": line["speedup"]["ratio"],
-            "speedup_over_forward": line["speedup_over_forward"]["ratio"],
-            "batching": line["batching"]["ratio"],
-            "forking": line["forking"]["ratio"],
-            **{
-                name: line[name]
-                for name in (
-                    "answers_equal",
-                    "checked",
-                    "unequal",
-                    "ties",
-                    "max_relative_logit_gap",
-                    "device",
-                )
-            },
-        }
-        print(json.dumps(said))
 
 
 if __name__ == "__main__":

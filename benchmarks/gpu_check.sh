@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-benchmarks/results/gpu}")
 mkdir -p "$out"
 python=${PYTHON:-python}
+export PYTHONPATH=$PWD:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH} # the package as built in place, and gpu/
 summary="$out/summary.md"
 failed=0
 
@@ -39,12 +40,12 @@ step() { # step NAME SECONDS COMMAND...: runs it under a limit, logs it, notes h
 } >"$summary" || { echo "no GPU that torch can use"; exit 1; }
 
 step build 200 env STEERFAST_BUILD=cuda "$python" setup.py build_ext --inplace
-step conformance-cuda 90 "$python" -m benchmarks.gpu_conformance --backend cuda
-step conformance-triton 120 "$python" -m benchmarks.gpu_conformance --backend triton
+step conformance-cuda 90 "$python" -m gpu.conformance --backend cuda
+step conformance-triton 120 "$python" -m gpu.conformance --backend triton
 step bench-ops-quick 60 "$python" benchmarks/bench_ops.py --quick --json
 for tool in memcheck racecheck initcheck synccheck; do
   step "sanitizer-$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-    "$python" -m benchmarks.gpu_conformance --backend cuda --quick
+    "$python" -m gpu.conformance --backend cuda --quick
 done
 step bench-decode-7b 240 "$python" benchmarks/bench_decode.py --shape llama-2-7b --mode graph --batch 1 32 256 \
   --vectors 8 --steps 100 --save

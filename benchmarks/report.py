@@ -1,7 +1,7 @@
 """Tables and plots from ``results/*.jsonl``: ``python benchmarks/report.py --write``.
 
-README.md and docs/benchmarks.md hold tables between markers, ``<!-- results:NAME -->``; plots are written to
-docs/benchmarks/. A test fails where a document and the results differ. ``--compare A B`` shows what moved between the
+docs/benchmarks.md holds every table between markers, ``<!-- results:NAME -->``, and README.md one small one, ``speed``; plots
+are written to docs/benchmarks/. A test fails where a document and the results differ. ``--compare A B`` shows what moved between the
 results of two commits.
 """
 
@@ -9,38 +9,33 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-import charts
-import cost_tables
-import peer_tables
-import regression
-import tables
+from harness import regression
+from tables import charts, cost, ops, peers, searches, speed, steps
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 TABLES: dict[str, Callable[[], str]] = {
-    "ops": lambda: tables.ops(short=True),
-    "ops-all": tables.ops,
-    "ops-against": tables.ops_against,
-    "decode": tables.decode,
-    "router": tables.router,
-    "sweep": tables.sweep,
-    "extract": tables.extract,
-    "serving": tables.serving,
-    "peers": peer_tables.peers,
-    "peer-times": peer_tables.peer_times,
-    "agreement": peer_tables.agreement,
-    "defects": peer_tables.defects,
-    "peer-costs": peer_tables.costs,
-    "peer-notes": peer_tables.notes,
-    "roofline": cost_tables.roofline,
-    "scale": cost_tables.scale,
-    "cost-model": cost_tables.cost_model,
-    "predictions": cost_tables.predictions,
+    "speed": speed.speed,
+    "peers": peers.peers,
+    "agreement": peers.agreement,
+    "defects": peers.defects,
+    "peer-notes": peers.notes,
+    "peer-costs": peers.costs,
+    "peer-times": peers.peer_times,
+    "ops": ops.ops,
+    "ops-against": ops.ops_against,
+    "roofline": ops.roofline,
+    "scale": cost.scale,
+    "cost-model": cost.cost_model,
+    "predictions": cost.predictions,
+    "decode": steps.decode,
+    "router": steps.router,
+    "extract": searches.extract,
+    "sweep": searches.sweep,
+    "serving": steps.serving,
 }
 
 
@@ -59,14 +54,14 @@ def filled(text: str) -> str:
     return text
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="change the documents and the plots")
     parser.add_argument(
         "--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="results of two commits"
     )
     parser.add_argument("--times", action="store_true", help="with --compare: not only ratios")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.compare:
         print(regression.view(regression.compare(*arguments.compare, times=arguments.times)))
         return

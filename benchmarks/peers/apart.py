@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peer import Call, Peer, Task, logits_of, removing
+from peers.peer import Call, Peer, Task, logits_of, removing
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from peer import Call, Peer, Task, logits_of, removing
 from torch import Tensor, nn
+
+from peers.peer import Call, Peer, Task, logits_of, removing
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -100,6 +101,18 @@ def steerfast(model: Any, tokenizer: Any, task: Task) -> Iterator[Call]:
 
 
 @contextmanager
+def steerfast_idle(model: Any, tokenizer: Any) -> Iterator[Call]:
+    """attach, and nothing in use."""
+    from steerfast import attach
+
+    handle = attach(model)
+    try:
+        yield logits_of(model)
+    finally:
+        handle.detach()
+
+
+@contextmanager
 def steerfast_by_row(model: Any, tokenizer: Any, task: Task) -> Iterator[Call]:
     """attach, and a plan for each row, no two with the same coefficient."""
 
@@ -181,6 +194,7 @@ PEERS = (
         True,
         "block output",
         "patched layers: residual add, steering and RMSNorm in one kernel",
+        steerfast_idle,
     ),
     Peer(
         "steerfast, a plan a row",
@@ -192,5 +206,6 @@ PEERS = (
         True,
         "block output",
         "the same, every row of the batch with a plan of its own",
+        steerfast_idle,
     ),
 )

@@ -7,6 +7,7 @@ and without their dependencies: some peers ask for a transformers that nobody ru
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -27,6 +28,18 @@ NAMES = tuple(sorted(path.stem for path in (FOLDER / "requirements").glob("*.txt
 def made() -> list[str]:
     """The environments that are there already."""
     return [name for name in NAMES if (HOME / name / "made-from").exists()]
+
+
+def inside_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The two options by which a script is run in an environment, and by which it answers."""
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    parser.add_argument("--lines", help=argparse.SUPPRESS)
+    return parser
+
+
+def hand_back(arguments: argparse.Namespace, lines: list[dict[str, Any]]) -> None:
+    """The lines of a script that runs inside, to ``lines_of`` that started it."""
+    Path(arguments.lines).write_text(json.dumps(lines))
 
 
 def lines_of(environment: str, script: Path, arguments: Sequence[str]) -> list[dict[str, Any]]:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peer import Task
 from torch import Tensor, nn
+
+from peers.peer import Task
 
 
 def in_float64(model: Any) -> Any:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from peer import Call, Peer, Task, logits_of, removing
 from torch import Tensor
+
+from peers.peer import Call, Peer, Task, logits_of, removing
 
 
 @contextmanager

@@ -39,6 +39,22 @@ class Task(NamedTuple):
         return {layer: vector.to(weight) for layer, vector in self.vectors.items()}
 
 
+def logits_of(model: Callable[..., Any]) -> Call:
+    """The plain forward, for libraries that only change what happens inside it."""
+
+    def call(input_ids: Tensor, **inputs: Any) -> Tensor:
+        logits: Tensor = model(input_ids=input_ids, **inputs).logits
+        return logits
+
+    return call
+
+
+@contextmanager
+def plain(model: Any, tokenizer: Any) -> Iterator[Call]:
+    """The model as it is: what a peer leaves of it that steers nothing."""
+    yield logits_of(model)
+
+
 @dataclass(frozen=True)
 class Peer:
     """A way of steering.
@@ -50,6 +66,8 @@ class Peer:
     operations: those of Task that it has by itself. Another adapter may still be timed.
     per_row: whether each row of a batch can get its own steering.
     site: where it acts. note: how it works and what it cannot do, in a line.
+    idle: (model, tokenizer) -> the same for the peer when it is installed and steers nothing. A peer that computes the
+        model in its own way, steering or not, rounds in its own way too.
     """
 
     name: str
@@ -61,6 +79,7 @@ class Peer:
     per_row: bool
     site: str
     note: str
+    idle: Callable[[Any, Any], AbstractContextManager[Call]] = plain
 
 
 @contextmanager
@@ -71,13 +90,3 @@ def removing(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def logits_of(model: Callable[..., Any]) -> Call:
-    """The plain forward, for libraries that only change what happens inside it."""
-
-    def call(input_ids: Tensor, **inputs: Any) -> Tensor:
-        logits: Tensor = model(input_ids=input_ids, **inputs).logits
-        return logits
-
-    return call

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import apart
-import baselines
-import hooked
-import traced
-from peer import Peer
+from peers import apart, baselines, hooked, traced
+from peers.peer import Peer
 
 PEERS: dict[str, Peer] = {
     peer.name: peer for module in (baselines, hooked, traced, apart) for peer in module.PEERS

@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from counting import Counts, count
-from peer import Peer, Task, logits_of
 from torch import Tensor
 
+from peers.counting import Counts, count
+from peers.peer import Peer, Task, logits_of
 from steerfast.experiments.decode_speed import twin
 
 PROMPT = 8

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from baselines import Edit, edits
-from peer import Call, Peer, Task
 from torch import Tensor
 
+from peers.baselines import Edit, edits
+from peers.peer import Call, Peer, Task
 from steerfast.experiments.decode_speed import twin
 
 

@@ -338,7 +338,9 @@ class TestCompiled:
         reported = re.search(r"Triton (\S+) ships", committed).group(1)
         if reported != triton_registers.triton.__version__:
             pytest.skip(f"the report is of Triton {reported}")
-        assert triton_registers.report() == committed, "run benchmarks/triton_registers.py"
+        assert triton_registers.report() == committed, (
+            "in benchmarks/, run: python -m gpu.triton_registers"
+        )
 
     def test_the_gauge_sees_spills(self) -> None:
         triton_registers = script("triton_registers")
@@ -445,10 +447,8 @@ class TestLaunchTable:
 
 
 def script(name: str) -> ModuleType:
-    """A module of benchmarks/. They import triton, so not before it is known to be there."""
-    if str(ROOT / "benchmarks") not in sys.path:
-        sys.path.insert(0, str(ROOT / "benchmarks"))
-    return importlib.import_module(name)
+    """A module of benchmarks/gpu. They import triton, so not before it is known to be there."""
+    return importlib.import_module(f"gpu.{name}")
 
 
 def summed_layouts(ttgir: str, D: int) -> set[str]:

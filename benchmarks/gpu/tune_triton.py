@@ -14,15 +14,11 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import triton
 
-sys.path.insert(0, str(Path(__file__).parent))
-import triton_registers
-from triton_registers import ARCHS, FORMS, Usage, compiled
-
+from gpu.triton_registers import ARCHS, FORMS, Usage, compiled
 from steerfast.kernels.launch_table import FORMS as TABLE_FORMS
 from steerfast.kernels.launch_table import TABLE, Config
 
@@ -145,14 +141,14 @@ def timed(
 
     Half of the rows are in a slot: with reads, four affine ones, whose bank rows all slots share.
     """
-    import gpu_timing
     import torch
 
+    from gpu import timing
     from steerfast.kernels.steer_add_rms_norm import launch
     from steerfast.ops.reference import Steering
 
     dtype = {16: torch.bfloat16, 32: torch.float32}[bits]
-    sets = gpu_timing.sets_needed(4 * rows * D * bits // 8)
+    sets = timing.sets_needed(4 * rows * D * bits // 8)
     inputs = [
         [torch.randn(rows, D, device="cuda").to(dtype) for _ in range(2)]
         + [torch.empty(rows, D, device="cuda", dtype=dtype) for _ in range(2)]
@@ -175,7 +171,7 @@ def timed(
         ]
 
     versions = {str(num_warps): calls(config) for num_warps, config in configs.items()}
-    times = gpu_timing.interleave(versions, rounds=rounds)
+    times = timing.interleave(versions, rounds=rounds)
     return {num_warps: times[str(num_warps)]["median"] for num_warps in configs}
 
 
@@ -208,19 +204,17 @@ def main() -> None:
 
         if not torch.cuda.is_available():
             raise SystemExit(
-                "tune_triton.py times on a GPU, and torch sees none; --from-compiler needs none"
+                "gpu.tune_triton times on a GPU, and torch sees none; --from-compiler needs none"
             )
         arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
         rounds = 5 if arguments.quick else 15
         entries = {str(b): {str(D): by_timing(D, b, rounds) for D in widths} for b in DTYPES}
         table[arch] = {"chosen_from": f"timings on {torch.cuda.get_device_name()}", **entries}
-    whole = {"written_by": "benchmarks/tune_triton.py", "triton": triton.__version__}
+    whole = {"written_by": "benchmarks/gpu/tune_triton.py", "triton": triton.__version__}
     whole["architectures"] = table
     if not arguments.quick:
         TABLE.write_text(_pretty(whole), encoding="utf-8")
-        print(
-            f"wrote {TABLE.name}; now run {Path(triton_registers.__file__).name}", file=sys.stderr
-        )
+        print(f"wrote {TABLE.name}; now run python -m gpu.triton_registers", file=sys.stderr)
     if arguments.json:
         print(json.dumps(whole))
 

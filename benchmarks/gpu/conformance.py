@@ -1,4 +1,4 @@
-"""The conformance suite on a GPU: ``python -m benchmarks.gpu_conformance --backend cuda|triton``.
+"""The conformance suite on a GPU: ``python -m gpu.conformance --backend cuda|triton`` in benchmarks/.
 
 Every case in float32, bfloat16 and float16, in the forms with and without norm, and every law; wide
 rows (one per kernel of the library) besides. Prints one line per failure; fails if there is any.

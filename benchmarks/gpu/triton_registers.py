@@ -1,6 +1,6 @@
 """Registers and spills of the Triton kernel in every form, from the offline compiler: no GPU is needed.
 
-Writes results/triton_registers.md. ``compiled`` is shared with tune_triton.py and tests/ops/test_triton.py.
+Writes results/triton_registers.md. ``compiled`` is shared with ``tune_triton`` and tests/ops/test_triton.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from steerfast.kernels.steer_add_rms_norm import (
     steer_add_rms_norm_kernel,
 )
 
-REPORT = Path(__file__).parent / "results" / "triton_registers.md"
+REPORT = Path(__file__).parents[1] / "results" / "triton_registers.md"
 ARCHS = ("sm_80", "sm_90", "sm_100")
 WIDTHS = (576, 2048, 4096, 5120, 8192, 16384)
 # Of the stream and of the weight. float16 compiles to what bfloat16 does but for the conversions.
@@ -188,7 +188,7 @@ def report() -> str:
     head = (
         f"# Registers of the Triton kernel\n\nFrom ptxas, as Triton {triton.__version__} ships it; nothing here was run or "
         "timed.\nPer architecture: warps of a program: registers of a thread, instructions that spill, programs "
-        f"that fit on a\nmultiprocessor. Written by `benchmarks/triton_registers.py`.\n\n"
+        f"that fit on a\nmultiprocessor. Written by `benchmarks/gpu/triton_registers.py`.\n\n"
         f"| form | D | dtype | {' | '.join(ARCHS)} |\n|{'---|' * (3 + len(ARCHS))}\n"
     )
     return head + "".join(line(row) + "\n" for row in rows())

@@ -12,8 +12,10 @@ import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import harness
 import numpy as np
+
+from harness.spreads import summary
+from harness.timing import Series
 
 FITTED_TO = 4096  # greatest D that the model is fitted to; wider ones show whether it holds
 
@@ -61,7 +63,7 @@ def fit_line(points: dict[float, list[float]]) -> dict[str, Any]:
     slopes = [float(np.polyfit(values, group, 1)[0]) for group in groups.T]
     return {
         "at_zero": float(start),
-        "slope": {**harness.summary(slopes), "median": float(slope)},
+        "slope": {**summary(slopes), "median": float(slope)},
         "r2": 1 - float(rest @ rest) / total if total else 1.0,
     }
 
@@ -98,7 +100,7 @@ def cost(model: tuple[float, float, float], rows: int, hidden: int, itemsize: in
 
 
 def line(
-    times: dict[str, harness.Series], fixed: tuple[int, int], itemsize: int, memory: float
+    times: dict[str, Series], fixed: tuple[int, int], itemsize: int, memory: float
 ) -> dict[str, Any]:
     """The result line: models of the steered and the unsteered op, how they do on wider rows, predictions.
 
@@ -125,7 +127,7 @@ def line(
     }
 
 
-def _medians(series: harness.Series) -> list[tuple[int, float]]:
+def _medians(series: Series) -> list[tuple[int, float]]:
     return [
         (int(value), statistics.median(times))
         for value, times in series.items()

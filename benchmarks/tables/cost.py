@@ -1,30 +1,10 @@
-"""Tables of the roofline and of how cost scales."""
+"""Tables of how cost scales, of its model, and of what follows from that."""
 
 from __future__ import annotations
 
-from results_of import caption, newest, spread, table
-
-
-def roofline() -> str:
-    lines = newest("roofline", "op", "form", "dtype", "N")
-    rows = [
-        (
-            f"`{line['op']}`", line["form"], line["dtype"], line["N"], f"{line['bytes'] / 1e6:.3g}",
-            spread(line["us"]["op"]), spread(line["floor"]), line["bound"], spread(line["over_floor"], 2),
-            f"{line['bytes_per_second'] / 1e9:.1f}", spread(line["a_over_a"], 2),
-        )
-        for line in lines
-    ]  # fmt: skip
-    head = (
-        "op, D = 4096", "form", "dtype", "rows N", "MB moved", "op, us", "floor, us", "bound by", "op / floor",
-        "GB/s", "A/A",
-    )  # fmt: skip
-    memory = ", ".join(sorted({f"{line['memory'] / 1e9:.1f} GB/s" for line in lines}))
-    note = (
-        f"Median [p20, p80] of {lines[0]['rounds']} rounds. A copy that no cache holds reads and writes {memory} "
-        f"here. {caption(lines)}"
-    )
-    return table(head, rows, note)
+from harness.results import newest
+from harness.spreads import spread
+from tables.markdown import caption, table
 
 
 def scale() -> str:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-import harness
 import torch
 from torch import Tensor
 
+from harness.timing import interleave
 from steerfast.experiments.decode_speed import twin
 from steerfast.models import attach, find_decoder
 from steerfast.plans.operators import Operator
@@ -226,7 +226,7 @@ def op_times(model: Any, batch: int, plans: list[Plan | None]) -> dict[str, dict
                 row_slot=site.row_slot.clone(), row_gain=site.row_gain.clone()
             )
     with handle.use(plans), torch.inference_mode():  # keeps the slots
-        return harness.interleave(
+        return interleave(
             {
                 "unsteered": op(views["unsteered"]),
                 "steered": op(views["steered"]),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from harness import Series, rotated, summary
+
+from harness.spreads import summary
+from harness.timing import Series, rotated
 
 COLD_BYTES = 256 << 20  # inputs that rotate over this much leave no cache warm
 MOST_SETS = 256

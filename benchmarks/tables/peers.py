@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from results_of import Line, caption, newest, spread, table
+from harness.results import Line, newest
+from harness.spreads import spread
+from tables.markdown import caption, table
 
 KEYS = ("bench", "environment", "peer", "model", "operation", "vectors", "batch")
 OURS = "steerfast"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from results_of import RESULTS, Line, ends, every, spread
+from harness.results import RESULTS, Line, every
+from harness.spreads import ends, spread
 
 SETTING = {"date", "commit", "versions", "seed", "threads"}
 EFFORT = {"rounds", "steps", "checked", "unequal", "ties"}  # says how well, not what was measured

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from io import StringIO
 from typing import Any
 
-import peer_tables
-from results_of import RESULTS, Line, newest
+from harness.results import RESULTS, Line, newest
+from tables.peers import steps
 
 FOLDER = RESULTS.parent.parent / "docs" / "benchmarks"
 OURS, OTHERS, QUIET = "#c1272d", "#3b6ea5", "0.6"
@@ -69,7 +69,7 @@ def _error(figure: Line) -> list[list[float]]:
 def peers_data() -> dict[str, dict[str, Line]]:
     """{batch: {peer: microseconds a steered layer}}."""
     found: dict[str, dict[str, Line]] = {}
-    for line in peer_tables.steps():
+    for line in steps():
         thin = line["model"] == "thin 7B" and line["operation"] == "add"
         if thin and line["peer"] != "stock":
             found.setdefault(str(line["batch"]), {})[line["peer"]] = line["added_us"]
