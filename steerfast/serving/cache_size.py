@@ -64,9 +64,11 @@ def _most_tokens(model: Any) -> int:
     """The cap above, or what half of the free memory holds."""
     shape = model.config.get_text_config()
     head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    token = 2 * shape.num_hidden_layers * shape.num_key_value_heads * head * model.dtype.itemsize
+    token = int(
+        2 * shape.num_hidden_layers * shape.num_key_value_heads * head * model.dtype.itemsize
+    )
     if model.device.type == "cuda":
         return min(MOST_TOKENS, torch.cuda.mem_get_info(model.device)[0] // 2 // token)
     import psutil
 
-    return min(MOST_TOKENS_CPU, psutil.virtual_memory().available // 2 // token)
+    return min(MOST_TOKENS_CPU, int(psutil.virtual_memory().available) // 2 // token)
