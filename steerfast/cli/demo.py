@@ -65,7 +65,7 @@ def demo(
     paths = {direction: str(save_vector(run.vectors[direction], out / f"{direction}.safetensors"))}
     _say(
         f"2. Steering. Each prompt is answered three times in one batch: pushed against the direction, left alone, "
-        f"pushed along it, at layer {run.layer} by a quarter of the stream's length. The same weights and prompt; "
+        f"pushed along it, at layer {run.layer} by a fifth of the stream's length. The same weights and prompt; "
         "only the push differs. So strong a push on so small a model costs some sense."
     )
     generations = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import warnings
 
 # Notes on pad tokens, sampling flags that greedy decoding ignores, and the like.
@@ -23,7 +22,6 @@ def silence_notes() -> None:
     _asked = True
     for name in NOTES:
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its import would undo a logger's level
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings(
             "ignore", category=category, module=r"(torch|transformers|huggingface_hub)(\.|$)"
@@ -31,13 +29,14 @@ def silence_notes() -> None:
 
 
 def silence_bars() -> None:
-    """transformers' bars for what takes a second, loading weights; those of a download stay. After ``silence_notes`` only."""
+    """transformers' bars for what takes a second, loading weights (those of a download stay), and the hub's notes. After ``silence_notes`` only."""
     if not _asked:
         return
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging as bars
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its import has set it anew
     shown = not are_progress_bars_disabled()
     bars.disable_progress_bar()
     if shown:

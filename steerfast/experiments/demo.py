@@ -23,7 +23,7 @@ from steerfast.plans.term import Term
 from steerfast.plans.vector import SteeringVector
 
 PROMPTS = ("Tell me about your day.", "Describe the old house at the end of the street.")
-GENERATION_COEFFICIENTS = (-0.25, 0.0, 0.25)
+GENERATION_COEFFICIENTS = (-0.2, 0.0, 0.2)
 FEWER_COEFFICIENTS = (-0.2, -0.1, 0.0, 0.1, 0.2)
 Advance = Callable[[], None]
 Stage = Callable[[str, int], Advance]  # (what, how many steps) -> a function to call after each
