@@ -29,7 +29,10 @@ def silence_notes() -> None:
 
 
 def silence_bars() -> None:
-    """transformers' bars for what takes a second, loading weights (those of a download stay), and the hub's notes. After ``silence_notes`` only."""
+    """transformers' bars for what takes a second, loading weights, and the hub's notes; a download's bar stays.
+
+    Nothing, unless this process has called ``silence_notes``.
+    """
     if not _asked:
         return
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
@@ -41,5 +44,6 @@ def silence_bars() -> None:
     bars.disable_progress_bar()
     if shown:
         enable_progress_bars()
-    if not isinstance(gguf.tqdm, functools.partial):
-        gguf.tqdm = functools.partial(gguf.tqdm, disable=True)
+    bar = getattr(gguf, "tqdm", None)
+    if bar is not None and not isinstance(bar, functools.partial):
+        gguf.tqdm = functools.partial(bar, disable=True)
