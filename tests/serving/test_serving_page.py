@@ -39,9 +39,8 @@ def test_the_commands_make_what_the_request_names(tiny_folder, tmp_path, monkeyp
     body = json.loads(words[words.index("-d") + 1])
     assert body["model"] == server[server.index("--model") + 1]
     assert (tmp_path / "vectors" / "sentiment.safetensors").exists()
-    vector = SteeringVector(
-        "sentiment", {10: torch.ones(64)}
-    )  # the tiny model ends before layer 10
+    # The tiny model ends before layer 10.
+    vector = SteeringVector("sentiment", {10: torch.ones(64)}, {10: 8.0})
     plan = plan_from_json(body["vllm_xargs"][FIELD], {"sentiment": vector})
     assert plan == steer(vector, 0.2, layers=[10], scale="stream")
 
