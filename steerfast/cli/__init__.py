@@ -10,15 +10,17 @@ import sys
 
 from rich.text import Text
 
-from steerfast.cli import show, steering, study, tune
+from steerfast.cli import demo, show, steering, study, tune
 from steerfast.cli.console import app, screen
+from steerfast.cli.quiet import silence_notes
 from steerfast.errors import SteerfastError
 
-__all__ = ["app", "main", "show", "steering", "study", "tune"]
+__all__ = ["app", "demo", "main", "show", "steering", "study", "tune"]
 
 
 def main() -> None:
     """Entry point: expected errors become one line and exit status 1."""
+    silence_notes()
     try:
         app()
     except (SteerfastError, ValueError, OSError) as error:

@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from steerfast.cli.quiet import silence_bars
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -61,6 +63,7 @@ def load(name: str | None, dtype: str | None) -> Any:
     if dtype is not None and dtype not in known:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(known)}")
     with screen.status("loading the model"):
+        silence_bars()
         return load_model(name, dtype=known[dtype] if dtype else None)
 
 

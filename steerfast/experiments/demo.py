@@ -1,4 +1,4 @@
-"""The demo: extract every shipped direction, steer generations, measure effect and speed.
+"""The demo: extract a shipped direction, steer generations, measure effect and, where all is asked for, speed.
 
 Runs on any Llama; presentation is the command line's.
 """
@@ -6,7 +6,6 @@ Runs on any Llama; presentation is the command line's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from steerfast import contrast
 from steerfast.experiments.decode_speed import DecodeSpeed, decode_speed
 from steerfast.experiments.dose import COEFFICIENTS, DosePoint, dose_response
 from steerfast.experiments.prompts import encode_prompt, pad_token
+from steerfast.extraction.contrast import ContrastPair
 from steerfast.extraction.extract import extract_pairs
 from steerfast.models import Handle, attach
 from steerfast.models.load import Loaded
@@ -23,21 +23,10 @@ from steerfast.plans.term import Term
 from steerfast.plans.vector import SteeringVector
 
 PROMPTS = ("Tell me about your day.", "Describe the old house at the end of the street.")
-GENERATION_COEFFICIENTS = (-0.25, 0.0, 0.25)
+GENERATION_COEFFICIENTS = (-0.2, 0.0, 0.2)
+FEWER_COEFFICIENTS = (-0.2, -0.1, 0.0, 0.1, 0.2)
 Advance = Callable[[], None]
 Stage = Callable[[str, int], Advance]  # (what, how many steps) -> a function to call after each
-
-
-@dataclass
-class DemoResult:
-    """Everything the demo found; plain data but for the vectors."""
-
-    model: str
-    layer: int
-    vectors: dict[str, SteeringVector] = field(default_factory=dict)
-    generations: list[dict[str, Any]] = field(default_factory=list)
-    dose_response: dict[str, list[DosePoint]] = field(default_factory=dict)
-    ms_per_token: DecodeSpeed | None = None
 
 
 def steering_layer(num_layers: int) -> int:
@@ -45,61 +34,78 @@ def steering_layer(num_layers: int) -> int:
     return round(num_layers / 3)
 
 
-def run(
-    loaded: Loaded, stage: Stage, *, direction: str = "sentiment", quick: bool = False
-) -> DemoResult:
-    """All parts, in order; ``stage`` announces each and returns its progress callback.
+class Demo:
+    """The parts of the demo, each called once, in this order; ``stage`` announces one and returns its progress callback.
 
-    quick: fewer held-out pairs and decode steps, for a smoke test.
+    direction: the shipped one that generations are steered along. full: all shipped directions, every coefficient. quick:
+    fewer pairs, tokens and steps, for a smoke test. Raises ValueError for an unknown direction.
     """
-    model, tokenizer, name = loaded
-    layer = steering_layer(int(model.config.num_hidden_layers))
-    result = DemoResult(name, layer)
-    sets = [contrast.load(each) for each in contrast.shipped()]
-    if direction not in {each.name for each in sets}:
-        raise ValueError(
-            f"no shipped direction {direction!r}; known: {', '.join(contrast.shipped())}"
-        )
-    speed_steps = 20 if quick else 120
 
-    advance = stage("extracting vectors", len(sets))
-    for each in sets:
-        pairs = each.train[:8] if quick else each.train
-        result.vectors[each.name] = extract_pairs(
-            model, tokenizer, pairs, name=each.name, position="mean"
-        )
-        advance()
+    def __init__(
+        self, loaded: Loaded, direction: str = "sentiment", *, full: bool, quick: bool = False
+    ) -> None:
+        self.model, self.tokenizer, self.name = loaded
+        self.direction, self.full, self.quick = direction, full, quick
+        self.layer = steering_layer(int(self.model.config.num_hidden_layers))
+        known = contrast.shipped()
+        if direction not in known:
+            raise ValueError(f"no shipped direction {direction!r}; known: {', '.join(known)}")
+        others = [each for each in known if each != direction] if full else []
+        self.sets = {each: contrast.load(each) for each in (direction, *others)}
+        self.vectors: dict[str, SteeringVector] = {}
 
-    with attach(model) as handle:
-        advance = stage("generating", len(PROMPTS))
-        for prompt in PROMPTS:
-            result.generations += generations(
-                handle,
-                tokenizer,
-                result.vectors[direction],
-                prompt,
-                layer,
-                tokens=8 if quick else 32,
+    def extract(self, names: Sequence[str], stage: Stage) -> None:
+        """``vectors`` of these directions, at every layer."""
+        advance = stage("extracting vectors", len(names))
+        for name in names:
+            self.vectors[name] = extract_pairs(
+                self.model, self.tokenizer, self.train(name), name=name, position="mean"
             )
             advance()
-        doses = 2 * sum(c != 0 for c in COEFFICIENTS)
-        advance = stage("measuring dose and response", doses * len(sets))
-        for seed, each in enumerate(sets):
-            held_out = each.held_out[:4] if quick else each.held_out
-            result.dose_response[each.name] = dose_response(
-                handle,
-                tokenizer,
-                result.vectors[each.name],
-                held_out,
-                layers=[layer],
-                seed=seed,
-                progress=advance,
-            )
 
-    advance = stage("timing decode steps", speed_steps)
-    everywhere = everywhere_plan(result.vectors[direction])
-    result.ms_per_token = decode_speed(model, everywhere, steps=speed_steps, progress=advance)
-    return result
+    def generate(self, prompt: str) -> list[dict[str, Any]]:
+        """One row per coefficient: prompt, direction, coefficient, text."""
+        vector, tokens = self.vectors[self.direction], 8 if self.quick else 32
+        with attach(self.model) as handle:
+            return generations(handle, self.tokenizer, vector, prompt, self.layer, tokens=tokens)
+
+    def measure(self, stage: Stage) -> dict[str, list[DosePoint]]:
+        """Dose and response of every extracted direction on its held-out pairs."""
+        coefficients = COEFFICIENTS if self.full else FEWER_COEFFICIENTS
+        steps = 2 * sum(c != 0 for c in coefficients) * len(self.vectors)
+        advance = stage("measuring dose and response", steps)
+        with attach(self.model) as handle:
+            return {
+                name: dose_response(
+                    handle,
+                    self.tokenizer,
+                    self.vectors[name],
+                    self.held_out(name),
+                    layers=[self.layer],
+                    coefficients=coefficients,
+                    seed=contrast.shipped().index(name),
+                    progress=advance,
+                )
+                for name in contrast.shipped()
+                if name in self.vectors
+            }
+
+    def train(self, name: str) -> Sequence[ContrastPair]:
+        """The pairs that a direction is made from."""
+        pairs = self.sets[name].train
+        return pairs[:8] if self.quick else pairs
+
+    def held_out(self, name: str) -> Sequence[ContrastPair]:
+        """The pairs that a direction is measured on."""
+        pairs = self.sets[name].held_out
+        return pairs[:4] if self.quick else pairs
+
+    def time(self, stage: Stage) -> DecodeSpeed:
+        """Milliseconds of a decode step, steered at every layer and not."""
+        steps = 20 if self.quick else 120
+        advance = stage("timing decode steps", steps)
+        everywhere = everywhere_plan(self.vectors[self.direction])
+        return decode_speed(self.model, everywhere, steps=steps, progress=advance)
 
 
 def everywhere_plan(vector: SteeringVector, coefficient: float = 0.01) -> Plan:

@@ -162,6 +162,7 @@ def _route_processor(processor: Any, shared: Any, requests: PackedRequests) -> N
     requests.stream = getattr(inputs, "compute_stream", None)
     prepare, finish = inputs.prepare_batch_tensors, scheduler.finish_request
     clear, deliver = scheduler.clear_cancelled_requests, processor.output_router.deliver
+    offload = processor.offloading_manager.offload_requests
 
     def prepare_and_route(requests_in_batch: Any, *args: Any, **kwargs: Any) -> Any:
         # Before the original, which moves each request's position on.
@@ -173,9 +174,21 @@ def _route_processor(processor: Any, shared: Any, requests: PackedRequests) -> N
         shared.packed_by = threading.get_ident()
         return result
 
+    making_room = False
+
+    def offload_and_remember() -> Any:
+        """What is thrown out to make room also goes by way of ``finish_request``, and comes back under its name."""
+        nonlocal making_room
+        making_room = True
+        try:
+            return offload()
+        finally:
+            making_room = False
+
     def finish_and_forget(request_id: str) -> Any:
         result = finish(request_id)
-        requests.forget(request_id)
+        if not making_room:
+            requests.forget(request_id)
         return result
 
     def clear_and_forget() -> Any:
@@ -191,6 +204,7 @@ def _route_processor(processor: Any, shared: Any, requests: PackedRequests) -> N
 
     inputs.prepare_batch_tensors = prepare_and_route
     scheduler.finish_request = finish_and_forget
+    processor.offloading_manager.offload_requests = offload_and_remember
     scheduler.clear_cancelled_requests = clear_and_forget
     processor.output_router.deliver = deliver_and_forget
     _share_blocks_by_plan(cache, requests)

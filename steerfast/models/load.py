@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from steerfast.errors import SteerfastError
+from steerfast.models.gguf import read_once
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 
@@ -36,10 +38,11 @@ def load_model(
     dtype = dtype or _fast_dtype(device)
     path, options, short = _locate(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        # GGUF weights are dequantised to float32 whatever is asked for; the cast comes after.
-        first = torch.float32 if "gguf_file" in options else dtype
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=first, **options)
+        with read_once() if "gguf_file" in options else nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+            # GGUF weights are dequantised to float32 whatever is asked for; the cast comes after.
+            first = torch.float32 if "gguf_file" in options else dtype
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=first, **options)
     except OSError as error:
         raise SteerfastError(f"cannot load model {name!r}: {error}") from error
     if "gguf_file" in options:

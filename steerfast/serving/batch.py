@@ -14,15 +14,18 @@ from typing import Any, NamedTuple
 from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models import Handle, attach
 from steerfast.plans.plan import Plan
+from steerfast.serving.cache_size import Length, sized_config
 
 _SAMPLING = ("max_new_tokens", "eos_token_id", "do_sample", "temperature", "top_k", "top_p", "seed")
 _PER_REQUEST = ("max_new_tokens", "eos_token_id")
+MAX_NEW_TOKENS = 128  # of a request that does not say
 _WAIT = 1.0  # seconds between looks at an engine that says nothing
 
 
 class Request(NamedTuple):
     """prompt: text (with a tokenizer) or token ids. plan: what steers it, or None. sampling: max_new_tokens,
-    eos_token_id, do_sample, temperature, top_k, top_p, seed; as ``generate`` takes them, greedy by default."""
+    eos_token_id, do_sample, temperature, top_k, top_p, seed; as ``generate`` takes them, by default greedy and at most
+    128 tokens."""
 
     prompt: str | Sequence[int]
     plan: Plan | None = None
@@ -47,8 +50,12 @@ def generate_batch(
     """Answer many requests, each steered by a plan of its own, in continuous batching.
 
     model: a Handle, or a model of transformers (attached for the call if it is not). requests: ``Request``s, or tuples
-    (prompt, plan, sampling), of which the last two may be left out. config: a ContinuousBatchingConfig.
-    progress: a bar on stderr. Returns one Completion per request, in order.
+    (prompt, plan, sampling), of which the last two may be left out. progress: a bar on stderr. Returns one Completion
+    per request, in order.
+
+    config: a ContinuousBatchingConfig, used as it is. By default the KV cache is sized by the requests: room for as many
+    of the longest as 16,384 tokens hold (131,072 on a GPU), for one at least, and for no more than half of the free
+    memory holds; the others wait.
 
     More plans than the table has room for wait their turn. Raises ValueError for a bad request, with its number,
     before anything runs; SteerfastError if the engine fails one.
@@ -84,7 +91,7 @@ def _run(
     bar: Any,
 ) -> dict[int, list[int]]:
     """One engine for requests that are sampled alike."""
-    from transformers import ContinuousBatchingConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     model = handle.model
     generation = GenerationConfig(
@@ -95,7 +102,12 @@ def _run(
             **{name: value for name, value in sampling.items() if name != "seed"},
         }
     )
-    config = ContinuousBatchingConfig() if config is None else copy.copy(config)
+    if config is None:
+        config = sized_config(
+            model, [Length(len(prompts[number]), _most_new(asked[number])) for number in numbers]
+        )
+    else:
+        config = copy.copy(config)
     if sampling.get("seed") is not None:
         config.seed = sampling["seed"]
     waiting = deque(numbers)
@@ -129,9 +141,14 @@ def _added(
 ) -> bool:
     """Whether the engine took a request; if not, the plans of those before it fill the table."""
     one = asked[number]
-    sampling = {name: one.sampling[name] for name in _PER_REQUEST if name in one.sampling}
     try:
-        added = manager.add_request(prompts[number], str(number), plan=one.plan, **sampling)
+        added = manager.add_request(
+            prompts[number],
+            str(number),
+            plan=one.plan,
+            max_new_tokens=_most_new(one),
+            eos_token_id=one.sampling.get("eos_token_id"),
+        )
     except TableFullError:
         if len(manager.steerfast_requests) == 0:
             raise  # nobody will make room
@@ -141,6 +158,11 @@ def _added(
             f"the engine takes no request {number}: {manager.background_thread_status.fatal_error}"
         )
     return True
+
+
+def _most_new(request: Request) -> int:
+    given = request.sampling.get("max_new_tokens")
+    return MAX_NEW_TOKENS if given is None else given
 
 
 def _token_ids(request: Request, number: int, tokenizer: Any) -> list[int]:
@@ -160,6 +182,11 @@ def _check(request: Request, number: int, handle: Handle) -> None:
     if unknown:
         raise ValueError(
             f"request {number} asks for {', '.join(unknown)}; known: {', '.join(_SAMPLING)}"
+        )
+    given = request.sampling.get("max_new_tokens")
+    if given is not None and (not isinstance(given, int) or given < 1):
+        raise ValueError(
+            f"request {number} has max_new_tokens {given!r}; give a whole number from 1"
         )
     if request.plan is None:
         return

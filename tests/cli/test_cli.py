@@ -77,21 +77,6 @@ def test_generate_side_by_side(vector, tiny_folder, tmp_path):
     assert nothing["steered"] == nothing["unsteered"]
 
 
-def test_demo_runs_on_any_llama(tiny_folder, tmp_path):
-    facts = run(
-        "demo", "--quick", "--model", tiny_folder, "--dtype", "float32", "--out", tmp_path / "out"
-    )
-    assert set(facts["dose_response"]) == set(contrast.shipped())
-    for points in facts["dose_response"].values():
-        assert len(points) >= 5
-        assert all(len(point) == 3 for point in points)
-    assert set(facts["ms_per_token"]) == {"stock", "patched", "steered"}
-    assert all(value > 0 for value in facts["ms_per_token"].values())
-    for name in contrast.shipped():
-        assert load_vector(facts["paths"][name]).name == name
-    assert "<svg" in (tmp_path / "out" / "dose_response.svg").read_text()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

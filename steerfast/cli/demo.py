@@ -1,0 +1,158 @@
+"""``steerfast demo``: a direction found, followed and measured on a real model, each part shown as soon as it is there."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Column, Table
+from rich.text import Text
+
+from steerfast.cli.console import (
+    DtypeOption,
+    JsonFlag,
+    ModelOption,
+    app,
+    emit,
+    load,
+    screen,
+    stages,
+)
+
+if TYPE_CHECKING:
+    from steerfast.experiments.dose import DosePoint
+
+
+@app.command()
+def demo(
+    model: ModelOption = None,
+    dtype: DtypeOption = None,
+    direction: Annotated[
+        str, typer.Option(help="Shipped direction to show generations of.")
+    ] = "sentiment",
+    out: Annotated[Path, typer.Option(help="Folder for vectors and plot.")] = Path(
+        "steerfast-demo"
+    ),
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="All shipped directions, more doses, and the time of a step."),
+    ] = False,
+    quick: Annotated[bool, typer.Option(help="A smoke test: fewer pairs and steps.")] = False,
+    json_: JsonFlag = False,
+) -> None:
+    """Extract a direction, steer a real model along it, measure what that does.
+
+    With --json: model, layer, generations, dose_response, paths; with --full also ms_per_token and steps.
+    """
+    from steerfast.experiments import demo as experiment
+    from steerfast.experiments.plots import plot_dose_response
+    from steerfast.io import save_vector
+
+    run = experiment.Demo(load(model, dtype), direction, full=full, quick=quick)
+    chosen = run.sets[direction]
+    _say(
+        f"1. A direction. {len(run.train(direction))} beginnings of a text, each ended in two ways: {chosen.positive}; "
+        f"{chosen.negative}. What differs on average between the two in the model's residual stream is the "
+        f"direction {direction!r}."
+    )
+    with stages() as stage:
+        run.extract([direction], stage)
+    paths = {direction: str(save_vector(run.vectors[direction], out / f"{direction}.safetensors"))}
+    _say(
+        f"2. Steering. Each prompt is answered three times in one batch: pushed against the direction, left alone, "
+        f"pushed along it, at layer {run.layer} by a fifth of the stream's length. The same weights and prompt; "
+        "only the push differs. So strong a push on so small a model costs some sense."
+    )
+    generations = []
+    for prompt in experiment.PROMPTS:
+        with screen.status("generating"):
+            rows = run.generate(prompt)
+        generations += rows
+        _show_generations(rows)
+    others = [name for name in run.sets if name not in run.vectors]
+    with stages() as stage:
+        if others:
+            run.extract(others, stage)
+            for name in others:
+                paths[name] = str(save_vector(run.vectors[name], out / f"{name}.safetensors"))
+        curves = run.measure(stage)
+    _say(
+        f"3. Dose and response. On {len(run.held_out(direction))} pairs that were not used before: how much likelier, "
+        "in nats, the first kind of ending becomes against the second. It grows with the push and turns with its "
+        "sign; a random direction of the same length (below, dim) does little."
+    )
+    _show_curves(curves)
+    title = f"{run.name}, layer {run.layer} steered"
+    paths["plot"] = str(plot_dose_response(curves, title, out / "dose_response.svg"))
+    facts: dict[str, Any] = {
+        "model": run.name,
+        "layer": run.layer,
+        "generations": generations,
+        "dose_response": {name: [list(p) for p in points] for name, points in curves.items()},
+    }
+    if full:
+        with stages() as stage:
+            speed = run.time(stage)
+        _say(
+            "4. Speed. The time of a decode step of one row, steered at every layer, next to the model as it comes. "
+            "The steps take turns, so that a busy machine slows all alike."
+        )
+        screen.print(
+            f"ms per token: stock {speed.stock:.2f}, patched {speed.patched:.2f}, steered "
+            f"{speed.steered:.2f} (medians of {speed.steps} steps)"
+        )
+        facts["ms_per_token"] = {
+            "stock": speed.stock,
+            "patched": speed.patched,
+            "steered": speed.steered,
+        }
+        facts["steps"] = speed.steps
+    else:
+        _say(
+            "One direction and five doses; --full takes all five directions, seven doses, and times a step."
+        )
+    _say(f"Vectors and plot: {out}/. Try next:")
+    for command in next_commands(paths[direction], run.layer, model, full):
+        screen.print(Text("  " + command), soft_wrap=True)
+    emit(json_, {**facts, "paths": paths})
+
+
+def next_commands(vector: str, layer: int, model: str | None, full: bool) -> list[str]:
+    """Three commands that work as printed, where the demo was run."""
+    program, on_path = sys.argv[0], shutil.which("steerfast")
+    if Path(program).name != "steerfast" or (on_path and Path(program).samefile(on_path)):
+        program = "steerfast"
+    on = [] if model is None else ["--model", model]
+    prompt = "Tell me about your day."
+    commands = [
+        ["generate", prompt, "-v", f"{vector}:0.2:{layer}", *on],
+        ["generate", prompt, "-v", f"{vector}:1:{layer}", "--operator", "ablate", *on],
+        ["demo", "--direction", "formality", *on] if full else ["demo", "--full", *on],
+    ]
+    return [shlex.join([program, *one]) for one in commands]
+
+
+def _say(text: str) -> None:
+    screen.print()
+    screen.print(Text(text))
+
+
+def _show_generations(rows: Sequence[Mapping[str, Any]]) -> None:
+    table = Table("push", Column(Text(rows[0]["prompt"])), show_lines=True)
+    for row in rows:
+        push = f"{row['coefficient']:+.2f}" if row["coefficient"] else "unsteered"
+        table.add_row(push, Text(row["text"]))
+    screen.print(table)
+
+
+def _show_curves(curves: Mapping[str, Sequence[DosePoint]]) -> None:
+    table = Table("push", *[f"{point.coefficient:+.2f}" for point in next(iter(curves.values()))])
+    for name, points in curves.items():
+        table.add_row(name, *[f"{point.effect:+.2f}" for point in points])
+        table.add_row("", *[f"[dim]{point.control:+.2f}[/dim]" for point in points])
+    screen.print(table)
