@@ -15,7 +15,7 @@ from steerfast.errors import SteerfastError
 from steerfast.models.generation import Generation
 from steerfast.ops import reference
 from steerfast.ops import triton as triton_ops
-from steerfast.ops.reference import Steering
+from steerfast.ops.records import Steering
 from steerfast.routing.route import Rows
 from steerfast.routing.route_op import route_op
 from steerfast.routing.routing import Routing

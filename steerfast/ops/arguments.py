@@ -11,8 +11,16 @@ import math
 import torch
 from torch import Tensor
 
-from steerfast.ops.records import FINISH_CODES, MAX_READS, READ_WIDTH, RECORD_WIDTH, GateKind, Op
-from steerfast.ops.reference import NormOrder, Steering
+from steerfast.ops.forms import NormOrder, Parts
+from steerfast.ops.records import (
+    FINISH_CODES,
+    MAX_READS,
+    READ_WIDTH,
+    RECORD_WIDTH,
+    GateKind,
+    Op,
+    Steering,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -24,16 +32,10 @@ def norm_order_flag(op: str, norm_order: NormOrder) -> bool:
     return norm_order == "fp32"
 
 
-def explain(
-    op: str,
-    residual: Tensor,
-    *,
-    x: Tensor | None = None,
-    weight: Tensor | None = None,
-    steering: Steering | None = None,
-    in_place: bool = False,
-) -> None:
-    """Raises ValueError for the first argument of ``op`` that does not fit; returns if all do."""
+def explain(parts: Parts) -> None:
+    """Raises ValueError for the first argument of a call that does not fit; returns if all do."""
+    op, residual, x, weight = parts.op, parts.residual, parts.x, parts.weight
+    steering, in_place = parts.steering, parts.in_place
     stream = "residual" if x is not None else "stream"
     if residual.ndim < 1 or residual.dtype not in DTYPES:
         raise ValueError(

@@ -20,7 +20,7 @@ from steerfast.models.checks import check_decoder, check_peft, find_decoder
 from steerfast.models.hand_over import unobserved
 from steerfast.ops import backends, reference
 from steerfast.ops import triton as triton_ops
-from steerfast.ops.reference import Steering
+from steerfast.ops.records import Steering
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_count, site_index
 from steerfast.sweep.branches import Branch, Branches, RowRoute
