@@ -8,7 +8,6 @@ them; with their meaning they stand in ``steerfast.ops.interface``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -31,9 +30,8 @@ SCHEMAS = {
     "steer_": f"(Tensor(a!) stream, {_STEERING}) -> ()",
     "steer_halves_": f"(Tensor(a!) x, Tensor(b!) residual, {_STEERING}) -> ()",
 }
-_ARGUMENTS = {
-    name: tuple(re.findall(r"(\w+)[,)]", schema.partition(" -> ")[0]))
-    for name, schema in SCHEMAS.items()
+_HAS = {  # adds a branch, norms, steers
+    op: (" x," in schema, _NORM in schema, _STEERING in schema) for op, schema in SCHEMAS.items()
 }
 
 
@@ -58,13 +56,11 @@ class Parts(NamedTuple):
 
 def parts_of(op: str, arguments: Sequence[Any]) -> Parts:
     """The flat arguments of a form, taken apart."""
-    given = dict(zip(_ARGUMENTS[op], arguments, strict=True))
-    if "bank" in given:
-        steering = Steering(*[given.pop(field) for field in Steering._fields])
-    else:
-        steering = None
-    residual = given.pop("stream" if "stream" in given else "residual")
-    return Parts(op, residual, **given, steering=steering)
+    adds, norms, steers = _HAS[op]
+    x, residual = arguments[:2] if adds else (None, arguments[0])
+    weight, eps, fp32_norm = arguments[1 + adds : 4 + adds] if norms else (None, 0.0, False)
+    steering = Steering(*arguments[-len(Steering._fields) :]) if steers else None
+    return Parts(op, residual, x, weight, eps, fp32_norm, steering)
 
 
 Flat = dict[str, Callable[..., Any]]  # every form's name -> a callable as its schema says
