@@ -113,12 +113,7 @@ def _active(steering: Steering, stream: Tensor) -> Tensor:
 
 FLAT = flat(residual_step, write, lambda parts: write_halves(parts, residual_step(parts)[0]))
 _ops = Ops(FLAT)
-add_rms_norm = _ops.add_rms_norm
-add_rms_norm_ = _ops.add_rms_norm_
-steer = _ops.steer
-steer_ = _ops.steer_
-steer_add = _ops.steer_add
-steer_add_rms_norm = _ops.steer_add_rms_norm
-steer_add_rms_norm_ = _ops.steer_add_rms_norm_
-steer_halves_ = _ops.steer_halves_
-steer_rms_norm = _ops.steer_rms_norm
+add_rms_norm, add_rms_norm_ = _ops.add_rms_norm, _ops.add_rms_norm_
+steer, steer_, steer_halves_ = _ops.steer, _ops.steer_, _ops.steer_halves_
+steer_add, steer_rms_norm = _ops.steer_add, _ops.steer_rms_norm
+steer_add_rms_norm, steer_add_rms_norm_ = _ops.steer_add_rms_norm, _ops.steer_add_rms_norm_

@@ -108,12 +108,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 _ops = Ops(flat(_step, _write, _write_halves), differentiable=reference.FLAT)
-add_rms_norm = _ops.add_rms_norm
-add_rms_norm_ = _ops.add_rms_norm_
-steer = _ops.steer
-steer_ = _ops.steer_
-steer_add = _ops.steer_add
-steer_add_rms_norm = _ops.steer_add_rms_norm
-steer_add_rms_norm_ = _ops.steer_add_rms_norm_
-steer_halves_ = _ops.steer_halves_
-steer_rms_norm = _ops.steer_rms_norm
+add_rms_norm, add_rms_norm_ = _ops.add_rms_norm, _ops.add_rms_norm_
+steer, steer_, steer_halves_ = _ops.steer, _ops.steer_, _ops.steer_halves_
+steer_add, steer_rms_norm = _ops.steer_add, _ops.steer_rms_norm
+steer_add_rms_norm, steer_add_rms_norm_ = _ops.steer_add_rms_norm, _ops.steer_add_rms_norm_
