@@ -24,12 +24,7 @@ class Ops:
         self._flat, self._differentiable = flat, differentiable
 
     def add_rms_norm(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        eps: float,
-        norm_order: NormOrder = "hf",
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, norm_order: NormOrder = "hf"
     ) -> tuple[Tensor, Tensor]:
         """Residual add and RMSNorm in one pass.
 
@@ -107,12 +102,7 @@ class Ops:
         return result
 
     def add_rms_norm_(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        weight: Tensor,
-        eps: float,
-        norm_order: NormOrder = "hf",
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, norm_order: NormOrder = "hf"
     ) -> None:
         """``add_rms_norm`` in place, the convention of serving engines: residual <- stream, x <- normed.
 
