@@ -45,7 +45,7 @@ std::string cpu_isa() { return current_isa().name; }
 
 STABLE_TORCH_LIBRARY_IMPL(steerfast, CPU, m) { steerfast::Ops<steerfast::Cpu>::implement(m); }
 
-// The schemas live in steerfast/ops/fused.py, so that they exist whichever libraries were built.
+// The schemas live in steerfast/ops/forms.py, so that they exist whichever libraries were built.
 STABLE_TORCH_LIBRARY_FRAGMENT(steerfast, m) {
   m.def("select_cpu_isa(str name) -> bool");
   m.def("cpu_isa() -> str");

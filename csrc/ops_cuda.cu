@@ -54,7 +54,7 @@ bool select_cuda_overlap(bool on) { return select_overlap(on); }
 
 STABLE_TORCH_LIBRARY_IMPL(steerfast, CUDA, m) { steerfast::Ops<steerfast::Cuda>::implement(m); }
 
-// The schemas live in steerfast/ops/fused.py.
+// The schemas live in steerfast/ops/forms.py.
 STABLE_TORCH_LIBRARY_FRAGMENT(steerfast, m) { m.def("select_cuda_overlap(bool on) -> bool"); }
 STABLE_TORCH_LIBRARY_IMPL(steerfast, CompositeExplicitAutograd, m) {
   m.impl("select_cuda_overlap", TORCH_BOX(&steerfast::select_cuda_overlap));

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from steerfast.kernels.launch_table import Config
 from steerfast.kernels.reads import MAX_READS, READ_WIDTH, bank_row, contribution
-from steerfast.ops.records import FINISH_CODES
-from steerfast.ops.reference import Steering
+from steerfast.ops.records import FINISH_CODES, Steering
 
 NONE = tl.constexpr(FINISH_CODES["none"])
 SHRINK = tl.constexpr(FINISH_CODES["shrink"])

@@ -7,7 +7,7 @@ breaks the model; then, on the test split, the chosen coefficients alone (indivi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -19,6 +19,7 @@ from steerfast.experiments.config import BehavioursConfig, described
 from steerfast.experiments.effects import cosines, effect, interaction
 from steerfast.experiments.examples import examples
 from steerfast.experiments.measure import Laboratory, Pieces, scored
+from steerfast.experiments.progress import Stage
 from steerfast.experiments.questions import Question, Split
 from steerfast.experiments.schemes import combined, individual, simultaneous
 from steerfast.experiments.trials import Result, Trials
@@ -26,8 +27,6 @@ from steerfast.plans.plan import Plan
 from steerfast.plans.vector import SteeringVector
 
 Chosen = dict[str, dict[int, dict[Sign, float]]]
-Advance = Callable[[], None]
-Stage = Callable[[str, int], Advance]
 
 
 @dataclass(frozen=True)

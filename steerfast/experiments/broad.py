@@ -9,7 +9,7 @@ norm is another one), and the same brought to the norm of v_l.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from steerfast.experiments.config import BroadConfig, described
 from steerfast.experiments.examples import examples
 from steerfast.experiments.measure import Laboratory, Pieces, check_capable
+from steerfast.experiments.progress import Stage
 from steerfast.experiments.schemes import individual
 from steerfast.experiments.trials import Result, Trials
 from steerfast.plans.plan import Plan
@@ -26,8 +27,6 @@ from steerfast.plans.vector import SteeringVector
 
 SHARES = (0.9, 0.8, 0.5, 0.2)  # of code's accuracy, at which the table says what is left of text's
 JUMP = 5  # grid points ahead, once little is left
-
-Stage = Callable[[str, int], Callable[[], None]]
 
 
 @dataclass

@@ -23,22 +23,11 @@ def plot_dose_response(
     for panel, (name, points) in zip(panels[0], curves.items(), strict=True):
         doses = [point.coefficient for point in points]
         panel.axhline(0.0, color="0.85", linewidth=0.8)
-        panel.plot(
-            doses,
-            [p.effect for p in points],
-            "o-",
-            color="#0b6e99",
-            markersize=3,
-            label="direction",
-        )
-        panel.plot(
-            doses,
-            [p.control for p in points],
-            "s--",
-            color="0.55",
-            markersize=3,
-            label="random control",
-        )
+        for effects, line, color, label in (
+            ([p.effect for p in points], "o-", "#0b6e99", "direction"),
+            ([p.control for p in points], "s--", "0.55", "random control"),
+        ):
+            panel.plot(doses, effects, line, color=color, markersize=3, label=label)
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=7)
         panel.set_xlabel("coefficient (stream norms)", fontsize=7)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from steerfast.experiments.config import SparsityConfig, described
 from steerfast.experiments.measure import Laboratory, Pieces
+from steerfast.experiments.progress import Stage
 from steerfast.experiments.schemes import individual
 from steerfast.experiments.trials import Trials
 from steerfast.extraction.contrast import ContrastSet
@@ -24,7 +25,6 @@ from steerfast.models.load import Loaded
 from steerfast.plans.plan import Plan
 from steerfast.plans.vector import SteeringVector
 
-Stage = Callable[[str, int], Callable[[], None]]
 # (name, data, the model's laboratory, pairs) -> vector, kept in the study's folder
 MakeVector = Callable[[ContrastSet, Laboratory], SteeringVector]
 

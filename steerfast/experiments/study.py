@@ -18,6 +18,7 @@ from steerfast.experiments import behaviours, broad, questions, sparsity
 from steerfast.experiments.config import BehavioursConfig, BroadConfig, SparsityConfig
 from steerfast.experiments.corpora import split_corpus
 from steerfast.experiments.measure import Laboratory, Pieces, cut
+from steerfast.experiments.progress import Stage
 from steerfast.experiments.questions import Split
 from steerfast.experiments.trials import Spread, Trials, key_of
 from steerfast.extraction.contrast import ContrastSet
@@ -25,8 +26,6 @@ from steerfast.extraction.extract import extract_mean, extract_pairs
 from steerfast.io import load_vector, save_vector
 from steerfast.models.load import Loaded
 from steerfast.plans.vector import SteeringVector
-
-Stage = Callable[[str, int], Callable[[], None]]
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,12 @@ from steerfast.experiments import behaviours
 from steerfast.experiments.choice import Sign
 from steerfast.experiments.config import BehavioursConfig
 from steerfast.experiments.measure import Laboratory, Pieces, check_capable
+from steerfast.experiments.progress import Stage
 from steerfast.experiments.questions import Split
 from steerfast.experiments.schemes import individual
 from steerfast.experiments.trials import Trials
 from steerfast.plans.plan import Plan
 from steerfast.plans.vector import SteeringVector
-
-Stage = Callable[[str, int], Callable[[], None]]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from steerfast.extraction.stream_norms import NormHistogram
 from steerfast.models import find_decoder
+from steerfast.models.evaluating import evaluating
 
 Position = Literal["last", "mean"] | int
 Progress = Callable[[int], None]
@@ -93,24 +93,13 @@ def stream_means(
     sharing = not steered and decoder.config._attn_implementation in ("sdpa", "eager")
     means = {side: StreamMean(len(layers), int(decoder.config.hidden_size)) for side in SIDES}
     done = 0
-    with _in_eval_mode(model):
+    with evaluating(model):
         for rows in _batches(groups, batch_size, sharing):
             _read(decoder, layers, rows, position, means)
             done += sum(len(row.samples) for row in rows)
             if progress is not None:
                 progress(done)
     return means
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in was_training:
-            module.training = True
 
 
 def _batches(

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from steerfast import ops
 from steerfast.errors import SteerfastError
 from steerfast.models.generation import Generation
-from steerfast.ops import reference
-from steerfast.ops import triton as triton_ops
-from steerfast.ops.reference import Steering
+from steerfast.ops.implementations import implementation
+from steerfast.ops.records import Steering
 from steerfast.routing.route import Rows
 from steerfast.routing.route_op import route_op
 from steerfast.routing.routing import Routing
 from steerfast.table.table import Table
-
-_BY_NAME = {"reference": reference, "triton": triton_ops}
 
 
 class ForwardPass:
@@ -29,7 +24,7 @@ class ForwardPass:
 
     def __init__(self, table: Table, backend: str, measured: frozenset[int] = frozenset()) -> None:
         self.routing = Routing(table, measured)
-        self.backend = backend
+        self.backend, self.ops = backend, implementation(backend)
         self.shape = (0, 0)
         self.running = False  # between the start and the end of the model's forward
         self.fusing = True  # False where something wants to see every norm called
@@ -43,11 +38,6 @@ class ForwardPass:
     @property
     def table(self) -> Table:
         return self.routing.table
-
-    @property
-    def ops(self) -> ModuleType:
-        """The functions of the backend. All have the same; ``ops`` covers both compiled backends."""
-        return _BY_NAME.get(self.backend, ops)
 
     # -- the route ------------------------------------------------------------------------------
 

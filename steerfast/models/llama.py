@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from steerfast.errors import SteerfastError
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.hand_over import NextNorm, at_hand, unobserved, watched_everywhere
-from steerfast.ops.reference import Steering
+from steerfast.ops.records import Steering
 from steerfast.plans.sites import site_index
 
 

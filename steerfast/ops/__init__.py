@@ -1,9 +1,11 @@
 """The fused ops: residual add, steering and RMSNorm in one pass.
 
 ``reference`` is the definition, in plain torch; ``fused`` runs compiled kernels (C++, CUDA) where they were built and the
-reference elsewhere; ``triton`` is a third implementation. All three have the functions below and mean the same.
+reference elsewhere; ``triton`` is a third implementation. All three have the functions below, whose signatures and
+meaning stand in ``interface``, and mean the same.
 """
 
+from steerfast.ops.forms import NormOrder
 from steerfast.ops.fused import (
     add_rms_norm,
     add_rms_norm_,
@@ -15,7 +17,7 @@ from steerfast.ops.fused import (
     steer_halves_,
     steer_rms_norm,
 )
-from steerfast.ops.reference import NormOrder, Steering
+from steerfast.ops.records import Steering
 
 __all__ = [
     "NormOrder",

@@ -1,18 +1,24 @@
 """What the ops say about arguments that do not fit: which one, what came, what is wanted, what to do.
 
-Kernels check tersely and first; ``explain`` repeats a refused call's checks in words, so that the good
-path pays nothing. ``validate`` looks at values too, which on a GPU would cost a synchronisation a call.
+Compiled kernels check tersely and first; ``explain`` repeats a refused call's checks in words, so that the good
+path pays nothing. The Triton ops, which have no checks of their own, ask it first. ``validate`` looks at values too, which on a GPU would cost a synchronisation a call.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from steerfast.ops.records import FINISH_CODES, MAX_READS, READ_WIDTH, RECORD_WIDTH, GateKind, Op
-from steerfast.ops.reference import NormOrder, Steering
+from steerfast.ops.forms import NormOrder, Parts
+from steerfast.ops.records import (
+    FINISH_CODES,
+    MAX_READS,
+    READ_WIDTH,
+    RECORD_WIDTH,
+    GateKind,
+    Op,
+    Steering,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -24,80 +30,80 @@ def norm_order_flag(op: str, norm_order: NormOrder) -> bool:
     return norm_order == "fp32"
 
 
-def explain(
-    op: str,
-    residual: Tensor,
-    *,
-    x: Tensor | None = None,
-    weight: Tensor | None = None,
-    steering: Steering | None = None,
-    in_place: bool = False,
-) -> None:
-    """Raises ValueError for the first argument of ``op`` that does not fit; returns if all do."""
-    stream = "residual" if x is not None else "stream"
-    if residual.ndim < 1 or residual.dtype not in DTYPES:
+def explain(parts: Parts) -> None:
+    """Raises ValueError for the first argument of a call that does not fit; returns if all do, quickly."""
+    op, residual, x, weight = parts.op, parts.residual, parts.x, parts.weight
+    stream = "stream" if x is None else "residual"
+    dtype, device = residual.dtype, residual.device
+    if residual.ndim < 1 or dtype not in DTYPES:
         raise ValueError(
-            f"{op}: {stream} is {residual.dtype} {list(residual.shape)}; wanted float32, bfloat16 or "
+            f"{op}: {stream} is {dtype} {list(residual.shape)}; wanted float32, bfloat16 or "
             "float16 of shape [..., D]"
         )
-    if x is not None and (x.shape != residual.shape or x.dtype != residual.dtype):
+    if x is not None and (x.shape != residual.shape or x.dtype != dtype):
         raise ValueError(
-            f"{op}: x is {x.dtype} {list(x.shape)} but residual is {residual.dtype} "
-            f"{list(residual.shape)}; both must be [..., D] of one dtype"
+            f"{op}: x is {x.dtype} {list(x.shape)} but residual is {dtype} {list(residual.shape)}; "
+            "both must be [..., D] of one dtype"
         )
-    width, count = residual.shape[-1], math.prod(residual.shape[:-1])
-    if weight is not None and (
-        weight.shape != (width,) or weight.dtype not in (residual.dtype, torch.float32)
-    ):
-        raise ValueError(
-            f"{op}: weight is {weight.dtype} {list(weight.shape)}; wanted [{width}] of {residual.dtype} "
-            "or float32"
-        )
-    if in_place and weight is not None and weight.dtype != residual.dtype:
-        raise ValueError(
-            f"{op}: weight is {weight.dtype}, but in place it must be {residual.dtype}"
-        )
-    others = {"x": x, "weight": weight} | (steering._asdict() if steering is not None else {})
-    if steering is not None:
-        _explain_steering(op, steering, count, width)
-    for name, tensor in others.items():
-        if tensor is not None and tensor.device != residual.device:
+    if x is not None and x.device != device:
+        raise _elsewhere(op, "x", x, stream, residual)
+    count, width = residual.shape[:-1].numel(), residual.shape[-1]
+    if weight is not None:
+        if weight.shape != (width,) or weight.dtype not in (dtype, torch.float32):
             raise ValueError(
-                f"{op}: {name} is on {tensor.device} but {stream} is on {residual.device}; move it there"
+                f"{op}: weight is {weight.dtype} {list(weight.shape)}; wanted [{width}] of {dtype} "
+                "or float32"
             )
-    for name in ("row_slot", "row_gain", "records", "reads", "bank", "weight"):
-        tensor = others.get(name)
-        if tensor is not None and not tensor.is_contiguous():
+        if parts.in_place and weight.dtype != dtype:
+            raise ValueError(f"{op}: weight is {weight.dtype}, but in place it must be {dtype}")
+    for name, tensor, wanted, shape in _tables(parts, count, width):
+        if tensor.dtype != wanted or tensor.shape != shape:
+            raise ValueError(
+                f"{op}: {name} is {tensor.dtype} {list(tensor.shape)}; wanted {wanted} {list(shape)} for "
+                f"{count} rows of width {width}"
+            )
+        if tensor.device != device:
+            raise _elsewhere(op, name, tensor, stream, residual)
+        if not tensor.is_contiguous():
             raise ValueError(
                 f"{op}: {name} has strides {tensor.stride()}; call .contiguous() on it"
             )
-    if in_place:
-        for name, tensor in {"x": x, stream: residual}.items():
-            if tensor is not None and not _rows_at_one_stride(tensor):
+    if parts.in_place:
+        for name, written in (("x", x), (stream, residual)):
+            if written is not None and not _rows_at_one_stride(written):
                 raise ValueError(
-                    f"{op}: {name} has strides {tensor.stride()}; in place it must be rows at one stride, "
+                    f"{op}: {name} has strides {written.stride()}; in place it must be rows at one stride, "
                     "contiguous within a row and not overlapping"
                 )
 
 
-def _explain_steering(op: str, steering: Steering, count: int, width: int) -> None:
-    wanted = {
-        "row_slot": (torch.int32, [count]),
-        "row_gain": (torch.float32, [count]),
-        "records": (torch.int32, [*steering.records.shape[:1], RECORD_WIDTH]),
-        "reads": (torch.int32, [*steering.reads.shape[:1], MAX_READS, READ_WIDTH]),
-        "bank": (torch.float32, [*steering.bank.shape[:1], width]),
-    }
-    for name, (dtype, shape) in wanted.items():
-        given: Tensor = getattr(steering, name)
-        if given.dtype != dtype or list(given.shape) != shape:
-            raise ValueError(
-                f"{op}: {name} is {given.dtype} {list(given.shape)}; wanted {dtype} {shape} for "
-                f"{count} rows of width {width}"
-            )
+_Table = tuple[str, Tensor, torch.dtype, tuple[int, ...]]
+
+
+def _tables(parts: Parts, count: int, width: int) -> list[_Table]:
+    """(name, tensor, dtype, shape) of what must be contiguous; a weight has been seen to be of that shape."""
+    found: list[_Table] = []
+    if parts.weight is not None:
+        found.append(("weight", parts.weight, parts.weight.dtype, (width,)))
+    if parts.steering is not None:
+        row_slot, row_gain, records, reads, bank = parts.steering
+        found.append(("row_slot", row_slot, torch.int32, (count,)))
+        found.append(("row_gain", row_gain, torch.float32, (count,)))
+        found.append(("records", records, torch.int32, (*records.shape[:1], RECORD_WIDTH)))
+        found.append(("reads", reads, torch.int32, (*reads.shape[:1], MAX_READS, READ_WIDTH)))
+        found.append(("bank", bank, torch.float32, (*bank.shape[:1], width)))
+    return found
+
+
+def _elsewhere(op: str, name: str, tensor: Tensor, stream: str, residual: Tensor) -> ValueError:
+    return ValueError(
+        f"{op}: {name} is on {tensor.device} but {stream} is on {residual.device}; move it there"
+    )
 
 
 def _rows_at_one_stride(tensor: Tensor) -> bool:
+    if tensor.is_contiguous():
+        return True
     if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         return False
     try:

@@ -2,7 +2,7 @@
 
 A **record** says what a slot does at a site. A **read** is one dot product of the row, p = <h, bank[source]>,
 and what is made of it: a coefficient f and a direction f * bank[target] that is added. A **program** is the
-list of reads of a (site, slot). Operators of plans are lowered to reads by ``steerfast.table.lowering``.
+list of reads of a (site, slot). ``Steering`` is all of it together. Operators of plans are lowered to reads by ``steerfast.table.lowering``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import struct
 from dataclasses import astuple, dataclass
 from enum import IntEnum
+from typing import NamedTuple
+
+from torch import Tensor
 
 RECORD_WIDTH = 4  # [bank row of the delta or -1, finish, program, number of its reads]
 FINISH_CODES = {"none": 0, "preserve": 1, "shrink": 2}
@@ -65,3 +68,20 @@ class Read:
     def words(self) -> list[int]:
         """The READ_WIDTH int32 words of this read; OverflowError where float32 cannot hold a value."""
         return list(struct.unpack("=12i", struct.pack("=6i6f", *astuple(self))))
+
+
+class Steering(NamedTuple):
+    """What one site's kernel reads. All tensors contiguous, on the device of the stream.
+
+    row_slot: [N] int32, the slot of each row; -1 means not steered.
+    row_gain: [N] float32, the schedule's gain g; 0 means not steered.
+    records: [S, 4] int32, this site's record of each slot.
+    reads: [P, 16, 12] int32, the programs of reading terms; P may be 0.
+    bank: [V, D] float32, the deltas and the directions of all slots and sites.
+    """
+
+    row_slot: Tensor
+    row_gain: Tensor
+    records: Tensor
+    reads: Tensor
+    bank: Tensor

@@ -1,6 +1,6 @@
 """The definition: every op of the package in plain torch, any dtype, any device, differentiable.
 
-The compiled backends are tested against these functions. ``compute=torch.float64`` evaluates the same
+One step, ``residual_step``, has all the ops as its parts. The compiled backends are tested against it. ``compute=torch.float64`` evaluates the same
 formula in double precision, from the same rounded ``h``; ``steerfast.testing`` builds its bounds on that.
 What the steering adds to a row is ``steerfast.ops.contribution``.
 """
@@ -8,32 +8,14 @@ What the steering adds to a row is ``steerfast.ops.contribution``.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from steerfast.ops.contribution import contribution
-from steerfast.ops.records import FINISH_CODES
-
-NormOrder = Literal["hf", "fp32"]
-
-
-class Steering(NamedTuple):
-    """What one site's kernel reads. All tensors contiguous, on the device of the stream.
-
-    row_slot: [N] int32, the slot of each row; -1 means not steered.
-    row_gain: [N] float32, the schedule's gain g; 0 means not steered.
-    records: [S, 4] int32, this site's record of each slot, see ``steerfast.ops.records``.
-    reads: [P, 16, 12] int32, the programs of reading terms, see ``steerfast.ops.records``; P may be 0.
-    bank: [V, D] float32, the deltas and the directions of all slots and sites.
-    """
-
-    row_slot: Tensor
-    row_gain: Tensor
-    records: Tensor
-    reads: Tensor
-    bank: Tensor
+from steerfast.ops.forms import NormOrder, Parts, flat
+from steerfast.ops.interface import Ops
+from steerfast.ops.records import FINISH_CODES, Steering
 
 
 def rms_norm(
@@ -89,78 +71,49 @@ def steer_rows(h: Tensor, steering: Steering, compute: torch.dtype | None = None
     return torch.where(active[:, None], y, rows).reshape(h.shape)
 
 
-def steer(stream: Tensor, steering: Steering) -> Tensor:
-    """Reference of ``steerfast.ops.steer``."""
-    steered = steer_rows(stream, steering).to(stream.dtype)
-    # Through float32 and back a NaN may lose its payload; rows that are not steered keep their very bits.
-    active = active_rows(steering).reshape(*stream.shape[:-1], 1)
-    return torch.where(active, steered, stream)
+def steered(stream: Tensor, steering: Steering) -> Tensor:
+    """``steer_rows``, rounded to the stream's dtype; rows that are not steered keep their very bits."""
+    rounded = steer_rows(stream, steering).to(stream.dtype)
+    # Through float32 and back a NaN may lose its payload.
+    return torch.where(_active(steering, stream), rounded, stream)
 
 
-def steer_add(x: Tensor, residual: Tensor, steering: Steering) -> Tensor:
-    """Reference of ``steerfast.ops.steer_add``."""
-    return steer(residual + x, steering)
+def residual_step(parts: Parts) -> tuple[Tensor, Tensor | None]:
+    """What every form of the op is a part of: (stream, its norm, or None without a weight)."""
+    stream = parts.residual if parts.x is None else parts.residual + parts.x
+    if parts.steering is not None:
+        stream = steered(stream, parts.steering)
+    if parts.weight is None:
+        return stream, None
+    order: NormOrder = "fp32" if parts.fp32_norm else "hf"
+    return stream, rms_norm(stream, parts.weight, parts.eps, order)
 
 
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, norm_order: NormOrder = "hf"
-) -> tuple[Tensor, Tensor]:
-    """Reference of ``steerfast.ops.add_rms_norm``."""
-    stream = residual + x
-    return stream, rms_norm(stream, weight, eps, norm_order)
+def write(parts: Parts) -> None:
+    """In place: residual <- stream, x <- normed."""
+    stream, normed = residual_step(parts)
+    parts.residual.copy_(stream)
+    if parts.x is not None and normed is not None:
+        parts.x.copy_(normed)
 
 
-def steer_add_rms_norm(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    eps: float,
-    steering: Steering,
-    norm_order: NormOrder = "hf",
-) -> tuple[Tensor, Tensor]:
-    """Reference of ``steerfast.ops.steer_add_rms_norm``."""
-    stream = steer_add(x, residual, steering)
-    return stream, rms_norm(stream, weight, eps, norm_order)
+def write_halves(parts: Parts, stream: Tensor) -> None:
+    """``steer_halves_``, given the stream of ``steer_add``: only rows that are steered change."""
+    assert parts.x is not None
+    assert parts.steering is not None
+    active = _active(parts.steering, stream)
+    parts.residual.copy_(torch.where(active, stream, parts.residual))
+    parts.x.copy_(torch.where(active, 0.0, parts.x))
 
 
-def steer_rms_norm(
-    stream: Tensor, weight: Tensor, eps: float, steering: Steering, norm_order: NormOrder = "hf"
-) -> tuple[Tensor, Tensor]:
-    """Reference of ``steerfast.ops.steer_rms_norm``."""
-    steered = steer(stream, steering)
-    return steered, rms_norm(steered, weight, eps, norm_order)
+def _active(steering: Steering, stream: Tensor) -> Tensor:
+    """[..., 1] for a stream [..., D]."""
+    return active_rows(steering).reshape(*stream.shape[:-1], 1)
 
 
-def add_rms_norm_(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, norm_order: NormOrder = "hf"
-) -> None:
-    """Reference of ``steerfast.ops.add_rms_norm_``."""
-    stream, normed = add_rms_norm(x, residual, weight, eps, norm_order)
-    residual.copy_(stream)
-    x.copy_(normed)
-
-
-def steer_add_rms_norm_(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    eps: float,
-    steering: Steering,
-    norm_order: NormOrder = "hf",
-) -> None:
-    """Reference of ``steerfast.ops.steer_add_rms_norm_``."""
-    stream, normed = steer_add_rms_norm(x, residual, weight, eps, steering, norm_order)
-    residual.copy_(stream)
-    x.copy_(normed)
-
-
-def steer_(stream: Tensor, steering: Steering) -> None:
-    """Reference of ``steerfast.ops.steer_``."""
-    stream.copy_(steer(stream, steering))
-
-
-def steer_halves_(x: Tensor, residual: Tensor, steering: Steering) -> None:
-    """Reference of ``steerfast.ops.steer_halves_``."""
-    active = active_rows(steering).reshape(*residual.shape[:-1], 1)
-    residual.copy_(torch.where(active, steer_add(x, residual, steering), residual))
-    x.copy_(torch.where(active, 0.0, x))
+FLAT = flat(residual_step, write, lambda parts: write_halves(parts, residual_step(parts)[0]))
+_ops = Ops(FLAT)
+add_rms_norm, add_rms_norm_ = _ops.add_rms_norm, _ops.add_rms_norm_
+steer, steer_, steer_halves_ = _ops.steer, _ops.steer_, _ops.steer_halves_
+steer_add, steer_rms_norm = _ops.steer_add, _ops.steer_rms_norm
+steer_add_rms_norm, steer_add_rms_norm_ = _ops.steer_add_rms_norm, _ops.steer_add_rms_norm_

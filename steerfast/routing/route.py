@@ -8,7 +8,7 @@ decode step, a serving engine), ``steerfast.routing.router`` is faster. Both fil
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,21 @@ class Rows(NamedTuple):
     seat: Tensor
     position: Tensor
     base: Tensor
+
+
+def padded(itineraries: Sequence[Itinerary]) -> dict[str, NDArray[Any]]:
+    """Every field of an itinerary as an array [itineraries, places], as ``Route`` holds them."""
+    count = len(itineraries)
+    starts = np.full((count, MAX_SEGMENTS), NEVER)
+    slots = np.full((count, MAX_SEGMENTS), UNSTEERED)
+    gain_at = np.full((count, MAX_POINTS + 1), NEVER)
+    gains = np.ones((count, MAX_POINTS + 1))
+    for row, one in enumerate(itineraries):
+        starts[row, : len(one.starts)], slots[row, : len(one.slots)] = one.starts, one.slots
+        gain_at[row, : len(one.gain_at)] = one.gain_at
+        if one.gains:
+            gains[row, : len(one.gains)], gains[row, len(one.gains) :] = one.gains, one.gains[-1]
+    return {"starts": starts, "slots": slots, "gain_at": gain_at, "gains": gains}
 
 
 class Route:
@@ -79,30 +94,13 @@ class Route:
         """Row r of the batch follows ``itineraries[r]``; with ``single`` every row follows the only one."""
         count = len(itineraries)
         self.reserve(count)
-        starts = np.full((count, MAX_SEGMENTS), NEVER)
-        slots = np.full((count, MAX_SEGMENTS), UNSTEERED)
-        gain_at = np.full((count, MAX_POINTS + 1), NEVER)
-        gains = np.ones((count, MAX_POINTS + 1))
-        for row, one in enumerate(itineraries):
-            starts[row, : len(one.starts)], slots[row, : len(one.slots)] = one.starts, one.slots
-            gain_at[row, : len(one.gain_at)] = one.gain_at
-            if one.gains:
-                gains[row, : len(one.gains)], gains[row, len(one.gains) :] = (
-                    one.gains,
-                    one.gains[-1],
-                )
         of_row = np.zeros(self.seats, np.int64) if single else np.full(self.seats, NO_SEAT)
         if not single:
             of_row[:count] = np.arange(count)
         with torch.inference_mode(False):
-            for tensor, values in (
-                (self.starts, starts),
-                (self.slots, slots),
-                (self.gain_at, gain_at),
-                (self.gains, gains),
-                (self.of_row, of_row),
-            ):
-                tensor[: len(values)].copy_(torch.from_numpy(values))
+            self.of_row.copy_(torch.from_numpy(of_row))
+            for name, values in padded(itineraries).items():
+                getattr(self, name)[:count].copy_(torch.from_numpy(values))
 
     def look_up(self, batch: int, positions: Tensor, real: Tensor | None) -> Rows:
         """The route of the tokens of a batch, B * T rows.

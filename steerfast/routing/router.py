@@ -18,6 +18,9 @@ from steerfast.ops import backends
 # The lines of a route's rows, [5, capacity] int32; gains as the bits of float32, the second time for conditions.
 SLOT, GAIN, SEAT, POSITION, BASE = LINES = range(5)
 NO_SEAT = -1
+Ints = list[int]
+Floats = list[float]
+Lines = NDArray[np.int32]
 
 
 class Router(Protocol):
@@ -27,23 +30,10 @@ class Router(Protocol):
     def seats(self) -> int:
         """How many there are."""
 
-    def set(
-        self,
-        seat: int,
-        starts: list[int],
-        slots: list[int],
-        gain_at: list[int],
-        gains: list[float],
-    ) -> None:
+    def set(self, seat: int, starts: Ints, slots: Ints, gain_at: Ints, gains: Floats) -> None:
         """Give a seat its itinerary. IndexError for a seat beyond the router's, ValueError for one out of order."""
 
-    def fill(
-        self,
-        seats: ArrayLike,
-        first: ArrayLike,
-        count: ArrayLike,
-        rows: NDArray[np.int32],
-    ) -> int:
+    def fill(self, seats: ArrayLike, first: ArrayLike, count: ArrayLike, rows: Lines) -> int:
         """Fill all of ``rows`` [5, capacity]: slot, gain, seat, position, and the gain again; returns N.
 
         Request i, in ``seats[i]`` (-1: not steered), brings ``count[i]`` tokens from position ``first[i]`` on;
@@ -59,20 +49,13 @@ class PythonRouter:
         if seats < 1:
             raise ValueError("a router needs at least one seat")
         self._seats = seats
-        self._itineraries: dict[int, tuple[list[int], list[int], list[int], list[float]]] = {}
+        self._itineraries: dict[int, tuple[Ints, Ints, Ints, Floats]] = {}
 
     @property
     def seats(self) -> int:
         return self._seats
 
-    def set(
-        self,
-        seat: int,
-        starts: list[int],
-        slots: list[int],
-        gain_at: list[int],
-        gains: list[float],
-    ) -> None:
+    def set(self, seat: int, starts: Ints, slots: Ints, gain_at: Ints, gains: Floats) -> None:
         self._check(seat)
         if len(starts) != len(slots) or len(gain_at) != len(gains):
             raise ValueError("an itinerary has a slot for every start, a gain for every point")
@@ -80,13 +63,7 @@ class PythonRouter:
             raise ValueError("an itinerary's positions must ascend")
         self._itineraries[seat] = list(starts), list(slots), list(gain_at), list(gains)
 
-    def fill(
-        self,
-        seats: ArrayLike,
-        first: ArrayLike,
-        count: ArrayLike,
-        rows: NDArray[np.int32],
-    ) -> int:
+    def fill(self, seats: ArrayLike, first: ArrayLike, count: ArrayLike, rows: Lines) -> int:
         spans = np.stack([np.asarray(each, dtype=np.int64) for each in (seats, first, count)])
         for index, (seat, start, length) in enumerate(spans.T.tolist()):
             if seat >= 0:
@@ -102,7 +79,7 @@ class PythonRouter:
             rows[line] = value
         row = 0
         for seat, start, length in spans.T.tolist():
-            empty: tuple[list[int], list[int], list[int], list[float]] = ([], [], [], [])
+            empty: tuple[Ints, Ints, Ints, Floats] = ([], [], [], [])
             starts, slots, gain_at, gains = self._itineraries.get(seat, empty)
             for position in range(start, start + length):
                 place = bisect_right(starts, position)
@@ -124,7 +101,7 @@ def make_router(seats: int) -> Router:
     return router
 
 
-def _gain(gain_at: list[int], gains: list[float], position: int) -> float:
+def _gain(gain_at: Ints, gains: Floats, position: int) -> float:
     if not gain_at:
         return 1.0
     place = bisect_right(gain_at, position)

@@ -13,7 +13,7 @@ import re
 import threading
 import uuid
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from steerfast.io.plans import load_plan, save_plan
 from steerfast.io.vectors import load_vector, save_vector
@@ -25,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SUFFIX = {SteeringVector: ".safetensors", Plan: ".json"}
 _KIND = {suffix: kind for kind, suffix in _SUFFIX.items()}
 Item = SteeringVector | Plan
-
+_Item = TypeVar("_Item", SteeringVector, Plan)
 
 Stamp = tuple[int, int, int]  # of a file: when it changed, its size, its inode
 
@@ -52,33 +52,19 @@ class Catalogue:
 
     def vectors(self) -> dict[str, SteeringVector]:
         """Every vector by name."""
-        with self._lock:
-            return {
-                name: one.item
-                for (_, name), one in self._kept.items()
-                if isinstance(one.item, SteeringVector)
-            }
+        return self._all(SteeringVector)
 
     def plans(self) -> dict[str, Plan]:
         """Every plan by name."""
-        with self._lock:
-            return {
-                name: one.item
-                for (_, name), one in self._kept.items()
-                if isinstance(one.item, Plan)
-            }
+        return self._all(Plan)
 
     def vector(self, name: str) -> SteeringVector:
         """The vector of a name; ValueError for one that is not valid or not there."""
-        item = self._get(SteeringVector, name)
-        assert isinstance(item, SteeringVector)
-        return item
+        return self._get(SteeringVector, name)
 
     def plan(self, name: str) -> Plan:
         """The plan of a name; ValueError for one that is not valid or not there."""
-        item = self._get(Plan, name)
-        assert isinstance(item, Plan)
-        return item
+        return self._get(Plan, name)
 
     def put(self, name: str, item: Item) -> None:
         """Add a vector or a plan, or replace it: requests that are running keep what they began with.
@@ -169,12 +155,17 @@ class Catalogue:
             raise ValueError(f"the folder of vectors cannot be read: {error.strerror}") from error
         return found
 
-    def _get(self, kind: type, name: str) -> Item:
+    def _all(self, kind: type[_Item]) -> dict[str, _Item]:
+        with self._lock:
+            kept = [(name, one.item) for (_, name), one in self._kept.items()]
+        return {name: item for name, item in kept if isinstance(item, kind)}
+
+    def _get(self, kind: type[_Item], name: str) -> _Item:
         key = (kind, valid_name(name))
         with self._lock:
             self.refresh()
             kept = self._kept.get(key)
-        if kept is None:
+        if kept is None or not isinstance(kept.item, kind):
             word = "vector" if kind is SteeringVector else "plan"
             raise ValueError(
                 f"there is no {word} {name!r} here; register it, or ask which there are"

@@ -11,7 +11,8 @@ import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from steerfast.io.plans import plan_from_json
@@ -101,18 +102,10 @@ class PlanReader:
     def _plan(self, text: str) -> Plan:
         if not text.lstrip().startswith("{"):
             return self.catalogue.plan(text.strip())
-        try:
+        with _reading("plan"):
             if not self.settings.inline:
                 _refuse_inline(json.loads(text))
             return plan_from_json(text, self.catalogue.vector)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"a plan is JSON, but this text is not: {error}") from error
-        except ValueError:
-            raise
-        except RecursionError:
-            raise ValueError("the plan is nested too deeply") from None
-        except Exception as error:
-            raise _unread("plan", error) from error
 
     def _checked(self, plan: Plan) -> Prepared | None:
         settings = self.settings
@@ -134,12 +127,8 @@ class PlanReader:
             raise ValueError(
                 "condition: this engine cannot decide conditions; leave it out, or use a gate on the terms"
             )
-        try:
+        with _reading("plan"):
             prepared = prepare(plan)
-        except ValueError:
-            raise
-        except Exception as error:
-            raise _unread("plan", error) from error
         if prepared is None:
             return None
         room = Cost(settings.slots, settings.rows, settings.programs)
@@ -173,25 +162,29 @@ def _size(text: str, prepared: Prepared | None) -> int:
 
 def read_vector(text: str | bytes, name: str) -> SteeringVector:
     """A vector from JSON (its inline form), under a name; ValueError for anything else."""
-    try:
+    with _reading("vector"):
         data = json.loads(text)
         if not isinstance(data, dict):
             raise ValueError(f"a vector is a JSON object, got {type(data).__name__}")
         return vector_from_json({**data, "name": name})
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Whatever a client sends must end as its own error, a ValueError."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise ValueError(f"a {what} is JSON, but this text is not: {error}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"a vector is JSON text: {error}") from error
+        raise ValueError(f"a {what} is JSON text: {error}") from error
     except ValueError:
         raise
     except RecursionError:
-        raise ValueError("the vector is nested too deeply") from None
+        raise ValueError(f"the {what} is nested too deeply") from None
     except Exception as error:
-        raise _unread("vector", error) from error
-
-
-def _unread(what: str, error: Exception) -> ValueError:
-    """Whatever a client sends must end as its own error."""
-    logger.warning("a %s could not be read: %r", what, error)
-    return ValueError(f"the {what} cannot be read: {error!r}")
+        logger.warning("a %s could not be read: %r", what, error)
+        raise ValueError(f"the {what} cannot be read: {error!r}") from error
 
 
 def _refuse_inline(data: Any) -> None:

@@ -6,13 +6,13 @@ The answers are those of one prompt at a time (to the rounding of matrix product
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from steerfast.models.evaluating import evaluating
 from steerfast.plans.plan import Plan
 from steerfast.sweep.forked import ForkedPass, Readout
 
@@ -105,15 +105,3 @@ def default_batch_tokens(model: nn.Module) -> int:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     fits = memory // 4 // per_token
     return int(min(SATURATED.get(weight.device.type, 65536), max(fits, 1)))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off, and every module as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

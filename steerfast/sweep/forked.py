@@ -14,18 +14,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from steerfast import ops
 from steerfast.errors import SteerfastError
 from steerfast.models.checks import check_decoder, check_peft, find_decoder
 from steerfast.models.hand_over import unobserved
-from steerfast.ops import backends, reference
-from steerfast.ops import triton as triton_ops
-from steerfast.ops.reference import Steering
+from steerfast.ops import backends
+from steerfast.ops.implementations import implementation
+from steerfast.ops.records import Steering
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_count, site_index
 from steerfast.sweep.branches import Branch, Branches, RowRoute
-
-_BY_NAME = {"reference": reference, "triton": triton_ops}
 
 
 class Readout(Protocol):
@@ -66,7 +63,7 @@ class ForkedPass:
         weight = self.decoder.layers[0].input_layernorm.weight
         if weight.dtype is torch.float64 and backend in (None, "auto"):
             backend = "reference"
-        self.ops: Any = _BY_NAME.get(backends.resolve(backend, weight.device), ops)
+        self.ops = implementation(backends.resolve(backend, weight.device))
         self.device = weight.device
         self.forking = forking
         layers, width = len(self.decoder.layers), int(self.decoder.config.hidden_size)

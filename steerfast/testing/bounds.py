@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steerfast.ops.records import FINISH_CODES, GateKind, Op, Read
-from steerfast.ops.reference import Steering, active_rows
+from steerfast.ops.records import FINISH_CODES, GateKind, Op, Read, Steering
+from steerfast.ops.reference import active_rows
 
 RELATIVE = 2.0**-20  # float32's arithmetic, relative to the magnitudes that are summed
 UNDERFLOW = 2.0**-145  # and where that is less than float32's smallest steps

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfast.ops.reference import NormOrder, Steering, active_rows, rms_norm, steer_rows
+from steerfast.ops.forms import NormOrder
+from steerfast.ops.records import Steering
+from steerfast.ops.reference import active_rows, rms_norm, steer_rows
 from steerfast.testing.bounds import RELATIVE, UNDERFLOW, analyse
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfast.ops.reference import Steering
+from steerfast.ops.records import Steering
 from steerfast.testing.case import Case, bits
 from steerfast.testing.suite import cases
 from steerfast.testing.table import Table

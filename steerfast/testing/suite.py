@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steerfast.ops.reference import NormOrder, Steering
+from steerfast.ops.forms import NormOrder
+from steerfast.ops.records import Steering
 from steerfast.testing.bounds import analyse
 from steerfast.testing.case import Case
 from steerfast.testing.families import FAMILIES, axes, each, mixed, thresholds

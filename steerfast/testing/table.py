@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steerfast.ops.records import FINISH_CODES, MAX_READS, Op, Read
-from steerfast.ops.reference import Steering
+from steerfast.ops.records import FINISH_CODES, MAX_READS, Op, Read, Steering
 
 
 class Table:

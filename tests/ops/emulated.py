@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerfast.ops import forms, interface
+
 
 def _beside(path: str) -> ModuleType:
     """A module of this folder, which is no package."""
@@ -187,77 +189,51 @@ class Driver:
         return both[0::2], both[1::2]
 
 
-class Ops:
+class Ops(interface.Ops):
     """The functions of ``steerfast.ops`` on the emulated device, each a run of the driver."""
 
     def __init__(self, driver: Driver, **options: int) -> None:
+        super().__init__(forms.flat(self._step, self._write, self._write))
         self.driver, self.options = driver, options
 
-    def _run(
-        self,
-        residual: Tensor,
-        x: Tensor | None = None,
-        norm: tuple[Tensor, float, str] | None = None,
-        steering: Any = None,
-        in_place: bool = False,
-        halves: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        weight, eps, order = norm or (None, 0.0, "hf")
+    def _step(self, parts: forms.Parts) -> tuple[Tensor, Tensor | None]:
+        residual, weight = parts.residual, parts.weight
         if residual.numel() == 0:
-            return residual.clone(), residual.to(residual.dtype if weight is None else weight.dtype)
+            normed = None if weight is None else residual.to(weight.dtype)
+            return residual.clone(), normed
+        result = self._run(parts)
+        normed = None if weight is None else result.normed.reshape(residual.shape)
+        return result.stream.reshape(residual.shape), normed
+
+    def _write(self, parts: forms.Parts) -> None:
+        residual = parts.residual
+        if residual.numel() == 0:
+            return
+        result = self._run(parts)
+        residual.copy_(result.stream.reshape(residual.shape))
+        into_x = result.emptied if parts.op == "steer_halves_" else result.normed
+        if parts.x is not None:
+            parts.x.copy_(into_x.reshape(residual.shape))
+
+    def _run(self, parts: forms.Parts) -> Result:
         rows, layouts = {}, {}
-        for name, tensor in (("residual", residual), ("x", x)):
-            rows[name] = tensor if tensor is None else tensor.reshape(-1, residual.shape[-1])
+        for name, tensor in (("residual", parts.residual), ("x", parts.x)):
+            rows[name] = tensor if tensor is None else tensor.reshape(-1, tensor.shape[-1])
             if tensor is not None and rows[name].stride(1) == 1:
                 offset = rows[name].storage_offset() * tensor.element_size() % 256
                 layouts[name] = Layout(rows[name].stride(0), offset)
         each = call(
             **rows,
-            weight=weight,
-            eps=eps,
-            steering=steering,
-            in_place=in_place,
-            halves=halves,
+            weight=parts.weight,
+            eps=parts.eps,
+            steering=parts.steering,
+            in_place=parts.in_place,
+            halves=parts.op == "steer_halves_",
             layouts=layouts,
-            fp32_norm=order == "fp32",
+            fp32_norm=parts.fp32_norm,
         )
         [result] = self.driver.run([each], **self.options)
-        stream = result.stream.reshape(residual.shape)
-        normed = None if result.normed is None else result.normed.reshape(residual.shape)
-        if in_place:
-            residual.copy_(stream)
-            if x is not None and normed is not None:
-                x.copy_(normed)
-            if halves:
-                x.copy_(result.emptied.reshape(residual.shape))
-        return stream, normed
-
-    def add_rms_norm(self, x, residual, weight, eps, norm_order="hf"):
-        return self._run(residual, x, (weight, eps, norm_order))
-
-    def steer_add_rms_norm(self, x, residual, weight, eps, steering, norm_order="hf"):
-        return self._run(residual, x, (weight, eps, norm_order), steering)
-
-    def steer_rms_norm(self, stream, weight, eps, steering, norm_order="hf"):
-        return self._run(stream, None, (weight, eps, norm_order), steering)
-
-    def steer_add(self, x, residual, steering):
-        return self._run(residual, x, None, steering)[0]
-
-    def steer(self, stream, steering):
-        return self._run(stream, None, None, steering)[0]
-
-    def add_rms_norm_(self, x, residual, weight, eps, norm_order="hf"):
-        self._run(residual, x, (weight, eps, norm_order), in_place=True)
-
-    def steer_add_rms_norm_(self, x, residual, weight, eps, steering, norm_order="hf"):
-        self._run(residual, x, (weight, eps, norm_order), steering, in_place=True)
-
-    def steer_(self, stream, steering):
-        self._run(stream, None, None, steering, in_place=True)
-
-    def steer_halves_(self, x, residual, steering):
-        self._run(residual, x, None, steering, in_place=True, halves=True)
+        return result
 
 
 def _results(calls: Sequence[Call], content: bytes, launched: str) -> list[Result]:

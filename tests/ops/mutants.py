@@ -111,15 +111,15 @@ REFERENCE = {
     "no eps": Mutant("ops/reference.py", "keepdim=True)", " + eps", ""),
     "norm of h": Mutant(
         "ops/reference.py",
-        "stream = steer_add(x, residual, steering)\n    return stream, rms_norm(",
+        "return stream, rms_norm(",
         "stream",
-        "residual + x",
+        "parts.residual if parts.x is None else parts.residual + parts.x",
     ),
     "in place swapped": Mutant(
         "ops/reference.py",
-        "eps, steering, norm_order)\n    residual.copy_(",
-        "stream)\n    x.copy_(normed)",
-        "normed)\n    x.copy_(stream)",
+        "",
+        "stream, normed = residual_step(parts)",
+        "normed, stream = residual_step(parts)",
     ),
 }
 

@@ -101,8 +101,8 @@ def test_a_second_build_does_nothing(library: Path, tmp_path: Path) -> None:
 LOAD = """
 import sys, torch
 from steerfast import ops
-from steerfast.ops import fused
-from steerfast.ops.reference import Steering
+from steerfast.ops.forms import SCHEMAS
+from steerfast.ops.records import Steering
 
 def steered(slot):
     x = torch.arange(3 * 64, dtype=torch.float32).reshape(3, 64)
@@ -114,7 +114,7 @@ def steered(slot):
 
 before = steered(0)
 torch.ops.load_library(sys.argv[1])
-for op in fused._SCHEMAS:
+for op in SCHEMAS:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"steerfast::{op}", "CUDA"), op
 assert all(torch.equal(a, b) for a, b in zip(before, steered(0), strict=True))
 try:

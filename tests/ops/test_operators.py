@@ -10,8 +10,7 @@ import torch
 from steerfast import Gate, Plan, SteeringVector, Term, ops, steer
 from steerfast.ops import reference
 from steerfast.ops.arguments import validate
-from steerfast.ops.records import MAX_READS, Op
-from steerfast.ops.reference import Steering
+from steerfast.ops.records import MAX_READS, Op, Steering
 from steerfast.plans.operators import OPERATORS
 from steerfast.plans.sites import site_index
 from steerfast.table.lowering import lower

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,9 +12,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from steerfast import ops, testing
 from steerfast.errors import SteerfastError
-from steerfast.ops import backends, fused, reference
-from steerfast.ops.records import GateKind, Op, Read
-from steerfast.ops.reference import Steering
+from steerfast.ops import backends, forms, reference
+from steerfast.ops import triton as triton_ops
+from steerfast.ops.records import GateKind, Op, Read, Steering
 from steerfast.testing import ulp
 
 ISAS = ("avx512", "avx2", "baseline")
@@ -22,6 +24,17 @@ CASES = {  # one with a bit of everything for every dtype; test_conformance.py h
     if case.family == "mixed"
 }
 NO_READS = torch.zeros(0, 16, 12, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("implementation", [ops, reference, triton_ops])
+@pytest.mark.parametrize("name", list(forms.SCHEMAS))
+def test_every_implementation_has_every_op(implementation, name):
+    """In the schema's order of arguments, but for the steering, which is one, and the norm's order, which is last."""
+    schema = forms.SCHEMAS[name].partition(" -> ")[0]
+    flat = [argument.split()[1] for argument in schema.strip("()").split(", ")]
+    wanted = [one for one in flat if one not in (*Steering._fields, "fp32_norm")]
+    wanted += ["steering"] * ("bank" in flat) + ["norm_order"] * ("fp32_norm" in flat)
+    assert list(inspect.signature(getattr(implementation, name)).parameters) == wanted
 
 
 def built() -> list[str]:
@@ -326,13 +339,34 @@ def test_gradients_flow_through_the_public_ops():
     (s.sum() + n.pow(2).sum()).backward()
     for mine, t in zip(got, inputs, strict=True):
         torch.testing.assert_close(mine, t.grad, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="requires grad"):
-        ops.steer_add_rms_norm_(
-            case.x.clone().requires_grad_(), case.residual, case.weight, 1e-5, case.steering
-        )
 
 
-@pytest.mark.parametrize("name", list(fused._SCHEMAS))
+@pytest.mark.parametrize("implementation", [ops, triton_ops])
+def test_in_place_refuses_gradients_and_names_what_takes_them(implementation):
+    case = next(testing.cases([torch.float32], widths=[7], rows=[5]))
+    x, residual = case.x.clone().requires_grad_(), case.residual
+    norm = (case.weight, 1e-5)
+    for name, arguments in (
+        ("add_rms_norm_", (x, residual, *norm)),
+        ("steer_add_rms_norm_", (x, residual, *norm, case.steering)),
+        ("steer_", (x, case.steering)),
+        ("steer_halves_", (x, residual, case.steering)),
+    ):
+        with pytest.raises(ValueError, match="requires grad") as refused:
+            getattr(implementation, name)(*arguments)
+        instead = re.search(r"use (\w+) or", str(refused.value)).group(1)
+        assert hasattr(implementation, instead)
+
+
+@pytest.mark.parametrize("implementation", [ops, reference, triton_ops])
+def test_an_unknown_order_of_the_norm_is_an_error(implementation):
+    case = next(testing.cases([torch.float32], widths=[7], rows=[5]))
+    x = case.x.clone().requires_grad_()
+    with pytest.raises(ValueError, match=r"^add_rms_norm: norm_order is 'vllm'; wanted 'hf' or"):
+        implementation.add_rms_norm(x, case.residual, case.weight, 1e-5, "vllm")
+
+
+@pytest.mark.parametrize("name", list(forms.SCHEMAS))
 def test_opcheck(name):
     case = next(testing.cases([torch.bfloat16], widths=[63], rows=[5]))
     x, residual, weight, eps, steering, _ = case.arguments_on("cpu")

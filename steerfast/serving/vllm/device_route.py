@@ -6,15 +6,12 @@ it prepares the step. So here the rows come from the positions tensor that the m
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from steerfast.plans.schedule import MAX_POINTS
-from steerfast.routing.itinerary import NEVER, Itinerary
-from steerfast.routing.route import Route, Rows
+from steerfast.routing.itinerary import Itinerary
+from steerfast.routing.route import Route, Rows, padded
 from steerfast.routing.router import NO_SEAT
-from steerfast.table.lowering import MAX_SEGMENTS
 from steerfast.table.table import UNSTEERED
 
 
@@ -23,26 +20,15 @@ class DeviceRoute(Route):
 
     def set(self, seat: int, one: Itinerary) -> None:
         """Give one seat its itinerary."""
-        starts, slots = np.full(MAX_SEGMENTS, NEVER), np.full(MAX_SEGMENTS, UNSTEERED)
-        gain_at, gains = np.full(MAX_POINTS + 1, NEVER), np.ones(MAX_POINTS + 1)
-        starts[: len(one.starts)], slots[: len(one.slots)] = one.starts, one.slots
-        gain_at[: len(one.gain_at)] = one.gain_at
-        if one.gains:
-            gains[: len(one.gains)], gains[len(one.gains) :] = one.gains, one.gains[-1]
         with torch.inference_mode(False):
-            for tensor, values in (
-                (self.starts, starts),
-                (self.slots, slots),
-                (self.gain_at, gain_at),
-                (self.gains, gains),
-            ):
-                tensor[seat].copy_(torch.from_numpy(values))
+            for name, values in padded([one]).items():
+                getattr(self, name)[seat].copy_(torch.from_numpy(values[0]))
 
     def grown(self, seats: int) -> DeviceRoute:
         """The same with more seats."""
         more = DeviceRoute(self.device, seats)
         with torch.inference_mode(False):
-            for name in ("starts", "slots", "gain_at", "gains"):
+            for name in Itinerary._fields:
                 getattr(more, name)[: self.seats] = getattr(self, name)
         return more
 
