@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steerfast.io.plans import plan_from_json
+from steerfast.io.strict import as_object, parse
 from steerfast.io.vectors import vector_from_json
 from steerfast.plans.plan import Plan
 from steerfast.plans.vector import SteeringVector
@@ -103,14 +104,10 @@ class PlanReader:
             return self.catalogue.plan(text.strip())
         try:
             if not self.settings.inline:
-                _refuse_inline(json.loads(text))
+                _refuse_inline(parse(text, "a plan"))
             return plan_from_json(text, self.catalogue.vector)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"a plan is JSON, but this text is not: {error}") from error
         except ValueError:
             raise
-        except RecursionError:
-            raise ValueError("the plan is nested too deeply") from None
         except Exception as error:
             raise _unread("plan", error) from error
 
@@ -174,16 +171,9 @@ def _size(text: str, prepared: Prepared | None) -> int:
 def read_vector(text: str | bytes, name: str) -> SteeringVector:
     """A vector from JSON (its inline form), under a name; ValueError for anything else."""
     try:
-        data = json.loads(text)
-        if not isinstance(data, dict):
-            raise ValueError(f"a vector is a JSON object, got {type(data).__name__}")
-        return vector_from_json({**data, "name": name})
-    except UnicodeDecodeError as error:
-        raise ValueError(f"a vector is JSON text: {error}") from error
+        return vector_from_json({**as_object(parse(text, "a vector"), "a vector"), "name": name})
     except ValueError:
         raise
-    except RecursionError:
-        raise ValueError("the vector is nested too deeply") from None
     except Exception as error:
         raise _unread("vector", error) from error
 
