@@ -12,8 +12,9 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from steerfast.errors import PlanTooLargeError
 from steerfast.io.plans import plan_from_json
 from steerfast.io.strict import as_object, parse
 from steerfast.io.vectors import vector_from_json
@@ -22,7 +23,8 @@ from steerfast.plans.vector import SteeringVector
 from steerfast.serving.catalogue import Catalogue
 from steerfast.serving.dose import dose
 from steerfast.serving.settings import Settings
-from steerfast.serving.wire import Cost, Prepared, prepare
+from steerfast.serving.wire import Prepared, prepare
+from steerfast.table.packing import Cost
 
 logger = logging.getLogger("steerfast")
 _REMEMBERED = 64 * 2**20  # bytes of plans as text
@@ -47,7 +49,7 @@ class PlanReader:
         self.settings, self.num_layers, self.hidden_size = settings, num_layers, hidden_size
         self.conditions = conditions
         self.catalogue = catalogue or Catalogue(settings.vectors, settings.max_vectors)
-        self._remembered: OrderedDict[tuple[str, int], Prepared | None] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, int], Prepared | _Refusal | None] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -62,18 +64,28 @@ class PlanReader:
         self.catalogue.refresh()
         key = (text, self.catalogue.version)
         with self._lock:
-            if key in self._remembered:
+            known = key in self._remembered
+            if known:
                 self._remembered.move_to_end(key)
-                return self._remembered[key]
-        prepared = self._checked(self._plan(text))
+                found = self._remembered[key]
+        if not known:
+            try:
+                found = self._checked(self._plan(text))
+            except ValueError as error:  # whoever asks again is refused at once
+                found = _Refusal(str(error))
+            self._remember(key, found)
+        if isinstance(found, _Refusal):
+            raise ValueError(found.reason)
+        return found
+
+    def _remember(self, key: tuple[str, int], found: Prepared | _Refusal | None) -> None:
         with self._lock:
             if key not in self._remembered:
-                self._remembered[key] = prepared
-                self._bytes += _size(text, prepared)
+                self._remembered[key] = found
+                self._bytes += _size(key[0], found)
             while self._bytes > _REMEMBERED:
                 (old, _), dropped = self._remembered.popitem(last=False)
                 self._bytes -= _size(old, dropped)
-        return prepared
 
     def check(self, plan: Plan) -> None:
         """ValueError for a plan that could not run here."""
@@ -132,19 +144,15 @@ class PlanReader:
                 "condition: this engine cannot decide conditions; leave it out, or use a gate on the terms"
             )
         try:
-            prepared = prepare(plan)
+            prepared = prepare(plan, Cost(settings.slots, settings.rows, settings.programs))
+        except PlanTooLargeError as error:
+            raise ValueError(f"terms: {error} (STEERFAST_{error.what.upper()})") from error
         except ValueError:
             raise
         except Exception as error:
             raise _unread("plan", error) from error
         if prepared is None:
             return None
-        room = Cost(settings.slots, settings.rows, settings.programs)
-        for name, need, there in zip(Cost._fields, prepared.cost, room, strict=True):
-            if need > there:
-                raise ValueError(
-                    f"terms: the plan needs {need} {name}, and the whole engine has {there} (STEERFAST_{name.upper()})"
-                )
         self._guard(prepared)
         return prepared
 
@@ -164,8 +172,14 @@ class PlanReader:
             )
 
 
-def _size(text: str, prepared: Prepared | None) -> int:
-    return 256 + len(text) + (0 if prepared is None else 2 * len(prepared.text))
+class _Refusal(NamedTuple):
+    reason: str
+
+
+def _size(text: str, found: Prepared | _Refusal | None) -> int:
+    """Bytes that remembering takes, about."""
+    said = "" if found is None else found.reason if isinstance(found, _Refusal) else 2 * found.text
+    return 256 + len(text) + len(said)
 
 
 def read_vector(text: str | bytes, name: str) -> SteeringVector:

@@ -113,8 +113,8 @@ OVER = [
     ({"max_terms": 1}, plan({"vector": "calm"}), "takes up to 1"),
     ({"max_plan_bytes": 44}, plan(), "has 45 bytes.*STEERFAST_MAX_PLAN_BYTES"),
     ({"slots": 1}, plan({"vector": "calm", "select": "generated"}), "needs 2 slots.*_SLOTS"),
-    ({"rows": 1}, plan(layers=[0, 1]), "needs 2 rows.*_ROWS"),
-    ({"programs": 0}, plan(operator="ablate"), "needs 1 programs.*_PROGRAMS"),
+    ({"rows": 1}, plan(layers=[0, 1]), "more than the 1 rows.*_ROWS"),
+    ({"programs": 0}, plan(operator="ablate"), "more than the 0 programs.*_PROGRAMS"),
     ({"dose_refuse": 2.9}, plan(scale="stream", coefficient=-3), "resid_post.1.*_DOSE_REFUSE"),
     ({"conditions": False}, condition(), "condition: "),
     ({"inline": False}, plan(vector=INLINE), "vector: .*STEERFAST_INLINE"),
@@ -163,6 +163,22 @@ def test_every_form_of_a_plan_is_read_and_names_mean_what_they_mean_now():
     assert one.read(plan()) is one.read(plan())  # remembered
     one.catalogue.put("joy", CALM)
     assert one.read(plan()).plan == sf.steer(CALM, layers=[1])
+
+
+def test_a_refusal_is_remembered_until_a_name_means_something_else(monkeypatch):
+    one = reader()
+    asked = []
+    own = one._plan
+    monkeypatch.setattr(one, "_plan", lambda text: asked.append(text) or own(text))
+    said = set()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="there is no vector 'later'") as caught:
+            one.read(plan(vector="later"))
+        said.add(str(caught.value))
+    assert len(said) == len(asked) == 1
+    one.catalogue.put("later", JOY)
+    assert one.read(plan(vector="later")).plan.terms[0].vector == JOY
+    assert len(asked) == 2
 
 
 FULL = sf.Plan(
