@@ -38,8 +38,7 @@ class Routing:
         self.table = table
         self.measured = measured  # sites where conditions read; compiled code reads at all of them
         self.in_use = NOTHING
-        # The plans of the last forward, for its report.
-        self.served: Callable[[], tuple[Entry | None, ...]] = lambda: (None,)
+        self.served: Callable[[], tuple[Entry | None, ...]] = lambda: (None,)  # by the last forward
         self.measuring = False  # this forward reads prompts for conditions
         self.measure_first = False  # and has rows that depend on what it will read
         self.judging: Verdicts  # the verdicts of this forward's seats
@@ -262,7 +261,8 @@ class Routing:
         self._begin()
         rows = len(first) * length
         settled = self._assigned_for, rows
-        if self.buffers.written_by == settled:  # most steps: nothing has changed since the last
+        still = int(first.min()) >= self._settles_at  # not so of a loop that was rewound
+        if still and self.buffers.written_by == settled:  # most steps: nothing has changed
             self.rows = self._settled_rows
             return
         if not self.in_use.active:
@@ -274,7 +274,7 @@ class Routing:
             )
         if self.in_use.conditional:  # verdicts follow positions, and the gains what was decided
             self.rows.gain.copy_(self.verdicts.gain(self.rows.base, self.rows.seat))
-        elif int(first.min()) >= self._settles_at:
+        elif still:
             self.buffers.written_by, self._settled_rows = settled, self.rows
 
     def nothing(self, rows: int) -> None:
