@@ -48,6 +48,7 @@ class Routing:
         self._settled_rows: Rows
         # From this position on, no row of that generation changes its slot or gain.
         self._settles_at = 0
+        self._generated = 0  # rows of the last generation
         self._start(table.device)
         self.rows = self.buffers.idle(1)
 
@@ -73,7 +74,7 @@ class Routing:
         self.route.to(device)
         self.buffers.to(device)
         self.verdicts = self.judging = Verdicts(self.route.seats, device)
-        self._assign_bare()
+        self._assign_bare(self.in_use)
 
     # -- what is in use ---------------------------------------------------------------------------
 
@@ -81,12 +82,11 @@ class Routing:
         """What the next forwards steer by."""
         self.in_use = in_use
         self.measured = self.measured | in_use.measured
-        self._assign_bare()
+        self._assign_bare(self.in_use)
 
-    def _assign_bare(self) -> None:
+    def _assign_bare(self, in_use: InUse) -> None:
         """Fill the device's tensors for forwards outside of ``generate``, as far as their prompts are known."""
         self._unknown = self._assigned_for = None
-        in_use = self.in_use
         rows = len(in_use.requests) if in_use.lengths is None else len(in_use.lengths)
         single = in_use.single and rows == 1
         try:
@@ -138,9 +138,10 @@ class Routing:
         if not self.in_use.active:
             return self.buffers.idle(batch * length)
         if in_generate:
-            self.in_use.check_unprepared()
-        if self._assigned_for is not None:  # a generation has run since
-            self._assign_bare()
+            in_use = self.in_use.unprepared(batch, self._generated)
+            self._assign_bare(in_use)
+        elif self._assigned_for is not None:  # a generation has run since
+            self._assign_bare(self.in_use)
         self._check_knowledge(batch, tokens, mask, seen)
         if mask_kind:
             raise SteerfastError(
@@ -157,29 +158,21 @@ class Routing:
         self, batch: int, tokens: Tensor | None, mask: Tensor | None, seen: int | Tensor
     ) -> None:
         """What the plans in use ask of the prompts is known, or an error."""
-        self.in_use.check_lengths(batch)
-        if (
-            self.in_use.lengths is None
-            and not self.knows_generate
-            and self.in_use.by_position
-            and seen
-        ):
+        in_use = self.in_use
+        in_use.check_lengths(batch)
+        if in_use.lengths is None and not self.knows_generate and in_use.by_position and seen:
             raise SteerfastError(
                 "the model that generates is not attached, only its decoder, so prompt and generated "
                 "tokens cannot be told apart; attach the LlamaForCausalLM, or give prompt_lengths"
             )
         if self._unknown is None:
             return
-        if (
-            self.in_use.prompts is None
-            and tokens is not None
-            and isinstance(seen, int)
-            and seen == 0
-        ):
+        starts = isinstance(seen, int) and seen == 0
+        if in_use.prompts is None and tokens is not None and starts:
             # The whole prompt is at hand, so its end and a sequence in it can be found. Of this forward only:
             # the next one may bring other prompts, or go on with these, and then nobody says where they end.
-            prompts = prompts_of(tokens, mask, self.in_use.lengths)
-            self._assign_rows(self.in_use.each(batch), self.in_use.lengths, prompts)
+            prompts = prompts_of(tokens, mask, in_use.lengths)
+            self._assign_rows(in_use.each(batch), in_use.lengths, prompts)
             return
         raise self._unknown
 
@@ -231,7 +224,8 @@ class Routing:
             )
         kept = self.verdicts.keep(entries) if going_on else None
         each = self._assign_rows(entries, lengths, prompts)
-        self._assigned_for, self.buffers.written_by = generation, None
+        self._assigned_for, self._generated = generation, len(lengths)
+        self.buffers.written_by = None
         last = [0, *(places[-1] for one in each for places in (one.starts, one.gain_at) if places)]
         self._settles_at = max(last)
         if kept is not None:
