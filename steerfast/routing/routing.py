@@ -24,7 +24,7 @@ from steerfast.routing.itinerary import Itinerary, itineraries
 from steerfast.routing.positions import positions_of, prompts_of
 from steerfast.routing.route import SEATS, Route, RowBuffers, Rows
 from steerfast.routing.router import make_router
-from steerfast.routing.verdicts import Verdicts
+from steerfast.routing.verdicts import Verdicts, reads_prompts
 from steerfast.table.table import UNSTEERED, Entry, Table
 
 _keys = count()
@@ -46,9 +46,8 @@ class Routing:
         self._unknown: SteerfastError | None = None  # why a bare forward cannot be routed
         self._assigned_for: object = None  # the generation whose rows the route is made of, if any
         self._settled_rows: Rows
-        # From this position on, no row of that generation changes its slot or gain.
-        self._settles_at = 0
-        self._generated = 0  # rows of the last generation
+        self._settles_at = 0  # from this position on, its rows keep their slots and gains
+        self._generated = 0  # how many rows the last generation had
         self._start(table.device)
         self.rows = self.buffers.idle(1)
 
@@ -152,7 +151,7 @@ class Routing:
             self.to(self.table.device)
         positions, real = positions_of(mask, position_ids, seen, length, self.table.device)
         rows = self.route.look_up(batch, positions, real)
-        return self._with_verdicts(rows, length, seen) if self.in_use.conditional else rows
+        return self._with_verdicts(rows, positions, real, seen) if self.in_use.conditional else rows
 
     def _check_knowledge(
         self, batch: int, tokens: Tensor | None, mask: Tensor | None, seen: int | Tensor
@@ -176,23 +175,31 @@ class Routing:
             return
         raise self._unknown
 
-    def _with_verdicts(self, rows: Rows, length: int, seen: int | Tensor) -> Rows:
+    def _with_verdicts(
+        self, rows: Rows, positions: Tensor, real: Tensor | None, seen: int | Tensor
+    ) -> Rows:
         """For plans with conditions: start anew with a new prompt, and put what is decided into the gains."""
         self.measuring = True
         if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-            begun = int(seen)
             lengths = self.in_use.lengths
             assert lengths is not None
-            shortest = min(
-                length
-                for entry, length in zip(self.in_use.each(len(lengths)), lengths, strict=True)
-                if entry is not None and entry.plan.condition
-            )
-            if begun == 0:
+            if int(seen) == 0:
                 self.verdicts.reset()
-                self.measure_first = length > shortest
-            self.measuring = begun < max(lengths)
+            each = zip(self.in_use.each(len(lengths)), lengths, strict=True)
+            ends = [length if entry and entry.plan.condition else 0 for entry, length in each]
+            self.measuring, across = reads_prompts(positions, real, ends)
+            self._measure_ahead(across, seen)
         return rows._replace(gain=self.verdicts.gain(rows.base, rows.seat))
+
+    def _measure_ahead(self, across: bool, seen: int | Tensor) -> None:
+        """across: the forward holds tokens of a prompt and tokens behind it, which depend on what the prompt decides. Then
+        a pass that only reads goes ahead; but not where a cache holds what came before, which such a pass would lack."""
+        self.measure_first = across
+        if across and int(seen) > 0:
+            raise SteerfastError(
+                "a plan has a condition, which is decided at the prompt's end, and this forward holds the end of a prompt "
+                f"and tokens behind it, after {int(seen)} in a cache; end a chunk where the prompt ends"
+            )
 
     # -- a step of generate ----------------------------------------------------------------------------
 
@@ -243,8 +250,8 @@ class Routing:
         rows = self.route.look_up(batch, positions, real)
         self._begin()
         self.measuring = self.in_use.conditional
-        self.measure_first = self.in_use.conditional and int(seen) == 0 and length > width
         if self.in_use.conditional:
+            self._measure_ahead(int(seen) < width < int(seen) + length, seen)
             rows = rows._replace(gain=self.verdicts.gain(rows.base, rows.seat))
         self.rows = self.buffers.at(batch * length)
         for buffer, values in zip(self.rows, rows, strict=True):
