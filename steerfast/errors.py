@@ -14,3 +14,11 @@ class SteerfastError(RuntimeError):
 
 class TableFullError(SteerfastError):
     """Plans in use fill the table: release one, or attach with more room. A server waits instead."""
+
+
+class PlanTooLargeError(ValueError):
+    """A plan needs more than a whole table holds, of what ``what`` says: slots, rows or programs."""
+
+    def __init__(self, what: str, message: str) -> None:
+        super().__init__(message)
+        self.what = what

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from steerfast.experiments.choice import Criterion
 from steerfast.plans.term import Scale
@@ -146,6 +148,11 @@ def load_preset(name_or_path: str | Path) -> Preset:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{name_or_path} is not TOML: {error}") from error
+    for kind in _STUDIES:
+        if not isinstance(table.get(kind, {}), dict):
+            raise ValueError(
+                f"{kind} in {path.name} is {table[kind]!r}; it should be a table [{kind}]"
+            )
     studies: dict[str, Any] = {
         kind: build(made, table.pop(kind), f"[{kind}] of {path.name}")
         for kind, made in _STUDIES.items()
@@ -167,11 +174,33 @@ def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
     ]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}")
-    for name, value in table.items():
-        wanted = str(known[name].type)
-        if isinstance(value, list) != wanted.startswith("tuple") and value is not None:
-            raise ValueError(f"{name} in {where} is {value!r}; it should be {wanted}")
-    return kind(**{name: _frozen(value) for name, value in table.items()})
+    kinds = get_type_hints(kind)
+    frozen = {name: _frozen(value) for name, value in table.items()}
+    for name, value in frozen.items():
+        if not _is(value, kinds[name]):
+            wanted = str(known[name].type).replace("Mapping", "a table")
+            raise ValueError(f"{name} in {where} is {table[name]!r}; it should be {wanted}")
+    return kind(**frozen)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is what a field's annotation says. Integers pass for floats; true and NaN pass for no number."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_is(value, each) for each in inner)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
+        return len(each) == len(value) and all(map(_is, value, each))
+    if origin is Mapping:
+        named = isinstance(value, dict) and all(_is(key, inner[0]) for key in value)
+        return named and all(_is(each, inner[1]) for each in value.values())
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
 
 
 def described(config: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from steerfast.extraction.contrast import ContrastPair
+from steerfast.io.strict import as_list, as_object, as_text, parse
 
 SEED = 13
 MOST = 1000  # questions of a behaviour; of more, so many are sampled
@@ -80,25 +81,23 @@ def load(folder: str | Path | None, behaviour: str) -> list[Question]:
         path = next((option for option in options if option.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"no {behaviour}.json or {behaviour}.jsonl in {folder}")
-    text = path.read_text(encoding="utf-8")
-    records = (
-        [json.loads(line) for line in text.splitlines() if line.strip()]
-        if path.name.endswith(".jsonl")
-        else json.loads(text)
-    )
+    if path.name.endswith(".jsonl"):
+        lines = enumerate(path.read_bytes().splitlines(), 1)
+        records = [parse(line, f"{path}, line {at},") for at, line in lines if line.strip()]
+    else:
+        records = as_list(parse(path.read_bytes(), f"{path}"), f"{path}")
     return [_question(record, f"{behaviour}, record {n}") for n, record in enumerate(records, 1)]
 
 
-def _question(record: Mapping[str, str], where: str) -> Question:
-    try:
-        fields = [
-            record[name]
-            for name in ("question", "answer_matching_behavior", "answer_not_matching_behavior")
-        ]
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{where} lacks {error}; a record has question, answer_matching_behavior and answer_not_matching_behavior"
-        ) from error
+def _question(entry: object, where: str) -> Question:
+    record, fields = as_object(entry, where), []
+    for name in ("question", "answer_matching_behavior", "answer_not_matching_behavior"):
+        if name not in record:
+            raise ValueError(
+                f"{where} lacks {name!r}; a record has question, answer_matching_behavior and "
+                "answer_not_matching_behavior"
+            )
+        fields.append(as_text(record[name], f"{name!r} of {where}"))
     matching, other = (answer.strip(" ()\n") for answer in fields[1:])
     if {matching, other} not in ({"A", "B"}, {"Yes", "No"}):
         raise ValueError(

@@ -6,10 +6,11 @@ The shipped sets (``steerfast/data``) were written for this project. ``train`` p
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+
+from steerfast.io.strict import as_list, as_object, as_text, parse
 
 
 @dataclass(frozen=True)
@@ -48,38 +49,39 @@ def load(name_or_path: str | Path) -> ContrastSet:
     """
     path = Path(name_or_path)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     elif str(name_or_path) in shipped():
-        text = (files("steerfast") / "data" / f"{name_or_path}.json").read_text(encoding="utf-8")
+        text = (files("steerfast") / "data" / f"{name_or_path}.json").read_bytes()
     else:
         raise ValueError(
             f"no contrast set {str(name_or_path)!r}; give a JSON file, or one of {', '.join(shipped())}"
         )
-    data = json.loads(text)
-    if not isinstance(data, dict):
-        raise ValueError(f"{name_or_path} is not a contrast set: a JSON object with a list 'pairs'")
+    data = as_object(parse(text, f"contrast set {name_or_path}"), f"contrast set {name_or_path}")
     splits: dict[str, list[ContrastPair]] = {"train": [], "held_out": []}
-    for number, pair in enumerate(data.get("pairs", ()), 1):
-        try:
-            made = ContrastPair(pair["prompt"], pair["positive"], pair["negative"])
-        except KeyError as error:
-            raise ValueError(
-                f"pair {number} of {name_or_path} lacks {error}; a pair has prompt, positive, negative, "
-                "and split train or held_out"
-            ) from error
-        split = pair.get("split", "train")
-        if split not in splits:
-            raise ValueError(
-                f"pair {number} of {name_or_path} has split {split!r}; known: train, held_out"
-            )
+    for number, pair in enumerate(as_list(data.get("pairs"), f"'pairs' of {name_or_path}"), 1):
+        made, split = _pair(pair, f"pair {number} of {name_or_path}")
         splits[split].append(made)
     if not splits["train"]:
         raise ValueError(f"{name_or_path} holds no pairs to extract from")
-    return ContrastSet(
-        data.get("name", path.stem),
-        data.get("positive", "positive"),
-        data.get("negative", "negative"),
-        data.get("description", ""),
-        tuple(splits["train"]),
-        tuple(splits["held_out"]),
-    )
+    default = {"name": path.stem, "positive": "positive", "negative": "negative", "description": ""}
+    facts = {
+        name: as_text(data.get(name, text), f"{name!r} of {name_or_path}")
+        for name, text in default.items()
+    }
+    return ContrastSet(**facts, train=tuple(splits["train"]), held_out=tuple(splits["held_out"]))
+
+
+def _pair(entry: object, where: str) -> tuple[ContrastPair, str]:
+    """A pair, and the split that it belongs to."""
+    pair = as_object(entry, where)
+    parts = []
+    for name in ("prompt", "positive", "negative"):
+        if name not in pair:
+            raise ValueError(
+                f"{where} lacks {name!r}; a pair has prompt, positive, negative, and split train or held_out"
+            )
+        parts.append(as_text(pair[name], f"{name!r} of {where}"))
+    split = pair.get("split", "train")
+    if split not in ("train", "held_out"):
+        raise ValueError(f"{where} has split {split!r}; known: train, held_out")
+    return ContrastPair(*parts), split

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from steerfast.extraction.stream_means import (
     StreamMean,
     stream_means,
 )
+from steerfast.plans.fields import wholes
 from steerfast.plans.vector import LAYER_CONVENTION, SteeringVector
 
 __all__ = [
@@ -43,7 +45,7 @@ def extract_pairs(
     *,
     name: str,
     position: Position = "last",
-    layers: Sequence[int] | None = None,
+    layers: Iterable[int] | int | None = None,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> SteeringVector:
@@ -61,6 +63,7 @@ def extract_pairs(
     """
     if not pairs:
         raise ValueError("extract_pairs needs at least one pair")
+    kept = None if layers is None else wholes("a layer", layers)
 
     def groups() -> Iterator[tuple[Sample, ...]]:
         for pair in pairs:
@@ -68,10 +71,10 @@ def extract_pairs(
             yield positive, _continuation(tokenizer, pair.prompt, pair.negative, -1)
 
     means = stream_means(
-        model, groups(), position, batch_size=batch_size, progress=progress, kept=layers
+        model, groups(), position, batch_size=batch_size, progress=progress, kept=kept
     )
     facts = {"method": "mean difference of contrast pairs", "counts": {"pairs": len(pairs)}}
-    return _vector(name, means, layers, model, {**facts, "position": position})
+    return _vector(name, means, kept, model, {**facts, "position": position})
 
 
 def extract_corpora(
@@ -82,7 +85,7 @@ def extract_corpora(
     *,
     name: str,
     position: Position = "last",
-    layers: Sequence[int] | None = None,
+    layers: Iterable[int] | int | None = None,
     max_tokens: int = 4096,
     batch_size: int = 16,
     progress: Progress | None = None,
@@ -95,6 +98,9 @@ def extract_corpora(
     (the paper: 4096). ``position="mean"`` averages over each text's tokens but the first. Raises
     ValueError if a corpus is empty.
     """
+    kept = None if layers is None else wholes("a layer", layers)
+    for texts in (positive, negative):
+        refuse_text(texts, "extract_corpora")
 
     def samples() -> Iterator[tuple[Sample]]:
         for side, texts in zip(SIDES, (positive, negative), strict=True):
@@ -104,13 +110,13 @@ def extract_corpora(
                     yield (Sample(list(tokens), min(1, len(tokens) - 1), side),)
 
     means = stream_means(
-        model, samples(), position, batch_size=batch_size, progress=progress, kept=layers
+        model, samples(), position, batch_size=batch_size, progress=progress, kept=kept
     )
     counts = {"positive": means[1].count, "negative": means[-1].count}
     if not all(counts.values()):
         raise ValueError(f"extract_corpora needs texts on both sides, got {counts}")
     facts = {"method": "difference of corpus means", "counts": counts, "max_tokens": max_tokens}
-    return _vector(name, means, layers, model, {**facts, "position": position})
+    return _vector(name, means, kept, model, {**facts, "position": position})
 
 
 def extract_mean(
@@ -151,7 +157,8 @@ def with_stream_norms(
     batch_size: int = 16,
 ) -> SteeringVector:
     """The same vector with the model's median stream norm per layer, measured on ``texts``; what scale
-    ``stream`` needs."""
+    ``stream`` needs. ValueError for no texts."""
+    refuse_text(texts, "with_stream_norms")
     samples: Iterator[tuple[Sample]] = (
         (Sample(list(tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]), 0, 1),)
         for text in texts
@@ -160,6 +167,15 @@ def with_stream_norms(
     if not means[1].count:
         raise ValueError("with_stream_norms needs at least one text")
     return replace(vector, stream_norms=means[1].norms.medians())
+
+
+def refuse_text(texts: Iterable[str], what: str) -> None:
+    """TypeError for one text (or the name of a file) where many are wanted: a text is an iterable of its letters."""
+    if isinstance(texts, (str, bytes, PurePath)):
+        raise TypeError(
+            f"{what} takes an iterable of texts, and {str(texts)[:60]!r} is one; give [text], or read a file with "
+            "steerfast.extraction.texts.read_texts(path)"
+        )
 
 
 def _continuation(tokenizer: Any, prompt: str, continuation: str, side: Side) -> Sample:

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from steerfast.io.positions import schedule_from_json, select_from_json, select_to_json
-from steerfast.io.vectors import (
-    load_vector,
-    no_other_keys,
-    vector_from_json,
-    vector_to_json,
-)
+from steerfast.io.strict import as_list, as_object, no_other_keys, parse
+from steerfast.io.vectors import load_vector, vector_from_json, vector_to_json
 from steerfast.plans.condition import Condition, Test
 from steerfast.plans.operators import OPERATORS
 from steerfast.plans.plan import Plan
@@ -92,24 +88,18 @@ def _put_vector(entry: dict[str, Any], name: str, vector: SteeringVector, inline
 
 
 def plan_from_json(
-    text: str, vectors: Mapping[str, SteeringVector] | Resolver | None = None
+    text: str | bytes, vectors: Mapping[str, SteeringVector] | Resolver | None = None
 ) -> Plan:
     """The plan of a JSON text. ``vectors`` resolves names: a mapping, or a function of the name.
 
     Raises ValueError for text that is not JSON, a wrong schema, unknown keys (a misspelt key must not
     be ignored), a name that nothing resolves, or a vector whose digest is not the one recorded.
     """
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"a plan is JSON, but this text is not: {error}") from error
+    data = parse(text, "a plan")
     if not isinstance(data, dict) or data.get("schema", SCHEMA) != SCHEMA:
         raise ValueError(f"a plan is a JSON object of schema {SCHEMA!r}, got {str(data)[:80]!r}")
     no_other_keys("a plan", data, _PLAN_KEYS)
-    entries = data.get("terms")
-    if not isinstance(entries, list):
-        raise ValueError("a plan has a list 'terms'")
-    terms = tuple(_term(entry, vectors) for entry in entries)
+    terms = tuple(_term(one, vectors) for one in as_list(data.get("terms"), "'terms' of a plan"))
     schedule = None if data.get("schedule") is None else schedule_from_json(data["schedule"])
     condition = None if data.get("condition") is None else _condition(data["condition"], vectors)
     return Plan(terms, data.get("finish", "none"), schedule, condition)
@@ -124,14 +114,25 @@ def save_plan(plan: Plan, path: str | Path, *, inline: bool = True) -> Path:
 
 
 def load_plan(path: str | Path) -> Plan:
-    """Read a plan file; a vector given as a string is a file beside it: ``joy.safetensors``, or ``joy``."""
+    """Read a plan file; a vector given as a string is a file beside it: ``joy.safetensors``, or ``joy``.
+
+    ValueError, with the path, for a file that holds no plan, or names a vector outside of its own folder.
+    """
     path = Path(path)
 
     def beside(name: str) -> SteeringVector:
+        given = PurePath(name)
+        if given.is_absolute() or ".." in given.parts or not name.strip():
+            raise ValueError(
+                f"vector {name[:80]!r} is not in the plan's folder; put its file there"
+            )
         file = path.parent / name
         return load_vector(file if file.is_file() else file.with_name(f"{file.name}.safetensors"))
 
-    return plan_from_json(path.read_text(encoding="utf-8"), beside)
+    try:
+        return plan_from_json(path.read_bytes(), beside)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a plan: {error}") from error
 
 
 def _term(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None) -> Term:
@@ -141,25 +142,22 @@ def _term(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None
     directions: dict[str, Any] = {
         name: _named(entry, name, vectors) for name in _VECTORS if name in entry
     }
-    layers = entry.get("layers")
     options = {key: entry[key] for key in (*_NUMBERS, *_CHOICES) if key in entry}
     if "select" in entry:
         options["select"] = select_from_json(entry["select"])
     try:
         gate = _gate(entry["gate"], vectors) if "gate" in entry else None
-        chosen = None if layers is None else tuple(layers)
-        return Term(**directions, layers=chosen, gate=gate, **options)
+        return Term(**directions, layers=entry.get("layers"), gate=gate, **options)
     except TypeError as error:  # in a file or a request a wrong type is a wrong value
         name = directions["vector"].name
         raise ValueError(f"a term of {name!r} cannot be read: {error}") from error
 
 
 def _condition(entry: object, vectors: Mapping[str, SteeringVector] | Resolver | None) -> Condition:
-    if not isinstance(entry, dict) or not isinstance(entry.get("tests"), list):
-        raise ValueError(f"a condition is an object with a list 'tests', got {str(entry)[:80]!r}")
+    entry = as_object(entry, "a condition")
     no_other_keys("a condition", entry, {"tests", "require"})
     tests = []
-    for test in entry["tests"]:
+    for test in as_list(entry.get("tests"), "'tests' of a condition"):
         if not isinstance(test, dict) or not {"kind", "key", "layer"} <= test.keys():
             raise ValueError(
                 f"a test is an object with 'kind', 'key' and 'layer', got {str(test)[:80]!r}"

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from steerfast.io.strict import (
+    as_layer,
+    as_number,
+    as_object,
+    as_text,
+    as_whole,
+    no_other_keys,
+    parse,
+)
 from steerfast.plans.vector import LAYER_CONVENTION, SteeringVector
 
 FORMAT = "steerfast.vector/1"
@@ -58,17 +66,20 @@ def load_vector(path: str | Path) -> SteeringVector:
         raise ValueError(
             f"{path} is a safetensors file, but not a steerfast vector: it has no 'steerfast' metadata"
         )
-    about = json.loads(metadata["steerfast"])
-    if about.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {about.get('format')!r}; this version reads {FORMAT!r}"
-        )
     try:
-        directions = {int(name.removeprefix("directions.")): t for name, t in tensors.items()}
-        norms = {int(layer): norm for layer, norm in about.get("stream_norms", {}).items()}
-        return SteeringVector(about["name"], directions, norms, about.get("provenance", {}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} does not hold a valid vector: {error!r}") from error
+        about = as_object(parse(metadata["steerfast"], "its metadata"), "its metadata")
+        if about.get("format") != FORMAT:
+            raise ValueError(
+                f"it has format {about.get('format')!r}; this version reads {FORMAT!r}"
+            )
+        directions = {}
+        for name, tensor in tensors.items():
+            if not name.startswith("directions."):
+                raise ValueError(f"it has a tensor {name!r}; a vector's are 'directions.<layer>'")
+            directions[as_layer(name.removeprefix("directions."), "a tensor")] = tensor
+        return _vector(about.get("name"), directions, about)
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold a valid vector: {error}") from error
 
 
 def vector_to_json(vector: SteeringVector) -> dict[str, Any]:
@@ -91,27 +102,35 @@ def vector_to_json(vector: SteeringVector) -> dict[str, Any]:
 
 def vector_from_json(data: dict[str, Any]) -> SteeringVector:
     """The vector of its JSON form; ValueError for anything else."""
+    data = as_object(data, "an inline vector")
     no_other_keys("a vector", data, _VECTOR_KEYS)
+    rows = data.get("positions")
+    shape = (-1,) if rows is None else (as_whole(rows, "a vector's positions", 1), -1)
+    given = as_object(data.get("directions"), "'directions' of an inline vector")
+    directions = {
+        as_layer(layer, "a vector"): _values(text, shape) for layer, text in given.items()
+    }
+    return _vector(data.get("name"), directions, data)
+
+
+def _values(text: object, shape: tuple[int, ...]) -> torch.Tensor:
     try:
-        rows = data.get("positions")
-        shape = (-1,) if rows is None else (int(rows), -1)
-        directions = {
-            int(layer): torch.from_numpy(
-                np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4").copy()
-            ).reshape(shape)
-            for layer, text in data["directions"].items()
-        }
-        norms = {int(layer): float(norm) for layer, norm in data.get("stream_norms", {}).items()}
-    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raw = base64.b64decode(as_text(text, "a direction"), validate=True)
+        return torch.from_numpy(np.frombuffer(raw, dtype="<f4").copy()).reshape(shape)
+    except (ValueError, RuntimeError) as error:
         raise ValueError(
-            "an inline vector has 'directions': {layer: base64 of little-endian float32}, "
-            f"and this one cannot be read: {error!r}"
+            "an inline vector has 'directions': {layer: base64 of little-endian float32}, and this one cannot be read: "
+            f"{error}"
         ) from error
-    return SteeringVector(str(data.get("name", "")), directions, norms, data.get("provenance", {}))
 
 
-def no_other_keys(what: str, data: Mapping[str, object], known: set[str]) -> None:
-    """ValueError for a key that is not known: a misspelt one must not be ignored."""
-    unknown = sorted(set(data) - known)
-    if unknown:
-        raise ValueError(f"{what} has unknown keys {unknown}; known: {', '.join(sorted(known))}")
+def _vector(
+    name: object, directions: dict[int, torch.Tensor], about: dict[str, Any]
+) -> SteeringVector:
+    """With the norms and the provenance of its metadata, each of which may be missing."""
+    norms = {
+        as_layer(layer, "a stream norm"): as_number(norm, f"the stream norm of layer {layer}")
+        for layer, norm in as_object(about.get("stream_norms", {}), "'stream_norms'").items()
+    }
+    provenance = as_object(about.get("provenance", {}), "'provenance'")
+    return SteeringVector(as_text(name, "a vector's name"), directions, norms, provenance)

@@ -8,7 +8,7 @@ case, and a compiled model finds its route ready in fixed buffers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from steerfast.errors import SteerfastError
+from steerfast.routing.in_use import InUse
 from steerfast.routing.positions import prompts_of
 from steerfast.routing.routing import Routing
 
@@ -31,6 +32,7 @@ class Generation:
         self.tokens, self.mask, self.width = tokens, mask, width
         self.complete = False  # the whole prompt has been seen, so its lengths are final
         self._lengths: tuple[int, ...] = ()
+        self._seen: Tensor | None = None  # the mask as generate passes it on, [rows, so far]
 
     def route(
         self, routing: Routing, batch: int, length: int, mask: Tensor | None, seen: int
@@ -52,7 +54,7 @@ class Generation:
 
     def _learn(self, routing: Routing, batch: int, mask: Tensor | None, seen: int) -> None:
         """P of every row: the real tokens of its prompt."""
-        missing = 0
+        missing, self._seen = 0, mask
         if mask is None:
             lengths = [max(self.width, seen)] * batch
         else:
@@ -61,11 +63,11 @@ class Generation:
             lengths = (mask[:, : self.width] != 0).sum(-1).tolist()
             missing = max(self.width - mask.shape[1], 0)
         known = tuple(length + missing for length in lengths)
+        self.complete = missing == 0
         if known != self._lengths:
             going_on = bool(self._lengths)
             self._lengths = known
             self._begin(routing, seen, going_on)
-        self.complete = missing == 0
 
     def _begin(self, routing: Routing, seen: int, going_on: bool) -> None:
         prompts = self._prompts(routing)
@@ -76,11 +78,28 @@ class Generation:
         sought = any(
             entry is not None and entry.lowered.sequences for entry in routing.in_use.requests
         )
-        if not sought or self.tokens is None or self.tokens.shape[1] != self.width:
+        if not sought:
             return None
-        each = prompts_of(self.tokens, self.mask, None)
-        share = len(self._lengths) // len(each)
-        return [prompt for prompt in each for _ in range(share)]
+        rows = len(self._lengths)
+        # By use(), where ids are not at hand, or not all of them.
+        given: Sequence[Sequence[int]] | None = routing.in_use.prompts
+        if given is None:
+            if self.tokens is None or self.tokens.shape[1] != self.width:
+                return None
+            # The mask that generate infers where none was given has all the rows; each prompt's are alike.
+            seen, share = self._seen, rows // len(self.tokens)
+            mask = seen[::share] if self.mask is None and seen is not None else self.mask
+            given = prompts_of(self.tokens, mask, None)
+        if rows % len(given):
+            raise ValueError(f"use() was given {len(given)} prompts, but generate has {rows} rows")
+        each = [list(prompt) for prompt in given for _ in range(rows // len(given))]
+        for row, (prompt, length) in enumerate(zip(each, self._lengths, strict=True)):
+            if len(prompt) != length and self.complete:
+                raise ValueError(
+                    f"the prompt of row {row} has {length} tokens, but its ids as given to use(prompts=) are "
+                    f"{len(prompt)}; give the ids of the whole prompt, without padding"
+                )
+        return each
 
 
 class Loop:
@@ -152,12 +171,26 @@ class SteeredGenerate:
                 f"use() was given {plans} plans, but generate got {batch} prompts; give one "
                 "plan (or None) per prompt, or a single plan for all"
             )
+        _check_healing(shared.routing.in_use, kwargs, self.original)
         outer, shared.generation = shared.generation, Generation(ids, flat, width)
         try:
             return self.original(*args, **kwargs)
         finally:
             shared.generation = outer
             shared.cancel_route()
+
+
+def _check_healing(in_use: InUse, kwargs: dict[str, Any], generate: Callable[..., Any]) -> None:
+    """SteerfastError where ``generate`` is to change the prompt's tokens before it reads them, and a plan counts them."""
+    settings = kwargs.get("generation_config") or getattr(
+        getattr(generate, "__self__", None), "generation_config", None
+    )
+    heals = kwargs.get("token_healing", getattr(settings, "token_healing", False))
+    if heals and (in_use.by_position or not in_use.single):
+        raise SteerfastError(
+            "token_healing changes the end of each prompt in generations of their own, so that neither prompts nor rows "
+            "are those that plans were given for; use one plan that selects 'all' tokens, or switch it off"
+        )
 
 
 class SteeredPrepare:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from steerfast.plans.fields import choice, number
+from steerfast.plans.fields import choice, number, whole
 from steerfast.plans.sites import Site, site_index
 from steerfast.plans.vector import SteeringVector
 
@@ -54,7 +54,8 @@ class Test:
         choice("over", self.over, Over)
         if not isinstance(self.key, SteeringVector):
             raise TypeError(f"a test's key is a SteeringVector, got {type(self.key).__name__}")
-        if type(self.layer) is not int or self.layer < 0:
+        object.__setattr__(self, "layer", whole("the layer of a test", self.layer))
+        if self.layer < 0:
             raise ValueError(f"a test measures at one layer, counted from 0, got {self.layer!r}")
         if not isinstance(self.below, bool):
             raise TypeError(f"below is True or False, got {self.below!r}")

@@ -101,7 +101,7 @@ def steer(
     vector: SteeringVector,
     coefficient: float = 1.0,
     *,
-    layers: Iterable[int] | None = None,
+    layers: Iterable[int] | int | None = None,
     scale: Scale = "raw",
     site: Site = "resid_post",
     select: Select = "all",
@@ -115,6 +115,5 @@ def steer(
 
     Arguments as in Term and Plan; ``fields`` are the rest of Term's (target, angle, read, gate, ...).
     """
-    chosen = None if layers is None else tuple(layers)
-    term = Term(vector, coefficient, chosen, scale, site, select, operator, **fields)
+    term = Term(vector, coefficient, layers, scale, site, select, operator, **fields)
     return Plan((term,), finish, schedule, condition)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from steerfast.plans.fields import number
+from steerfast.plans.fields import number, whole
 
 MAX_POINTS = 256  # of one schedule; what the device holds per request
 MAX_OFFSET = 2**31  # positions are 32-bit integers on the device
@@ -29,12 +29,12 @@ class Schedule:
     points: tuple[tuple[int, float], ...]
 
     def __post_init__(self) -> None:
-        points = tuple((offset, number("a schedule's gain", gain)) for offset, gain in self.points)
+        points = tuple(
+            (whole("a schedule's offset t - P", offset), number("a schedule's gain", gain))
+            for offset, gain in self.points
+        )
         if not 1 <= len(points) <= MAX_POINTS:
             raise ValueError(f"a schedule has 1 to {MAX_POINTS} points, got {len(points)}")
-        for offset, _ in points:
-            if type(offset) is not int:
-                raise TypeError(f"a schedule's offsets t - P are integers, got {offset!r}")
         if any(abs(offset) > MAX_OFFSET for offset, _ in points):
             raise ValueError(f"a schedule's offsets are within {MAX_OFFSET} of the prompt's end")
         if any(abs(gain) > MAX_GAIN for _, gain in points):

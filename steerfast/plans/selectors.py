@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
+from steerfast.plans.fields import whole, wholes
+
 Named = Literal["all", "prompt", "generated", "after_prompt", "last_prompt_token"]
 PromptEnd = Literal["prompt_end"]
 
@@ -36,8 +38,7 @@ class Positions:
         for name, bound in (("start", self.start), ("stop", self.stop)):
             if bound == "prompt_end" or (name == "stop" and bound is None):
                 continue
-            if type(bound) is not int:
-                raise TypeError(f"{name} of Positions is an integer or 'prompt_end', got {bound!r}")
+            object.__setattr__(self, name, whole(f"{name} of Positions, or 'prompt_end',", bound))
         first, last = span(self)
         if last is not None and first.origin == last.origin and first.offset >= last.offset:
             raise ValueError(f"{self} selects nothing: it ends where it starts, or before")
@@ -54,8 +55,8 @@ class AfterSequence:
     tokens: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        tokens = tuple(self.tokens)
-        if not tokens or not all(type(token) is int and token >= 0 for token in tokens):
+        tokens = wholes("a token id of a sequence", self.tokens)
+        if not tokens or min(tokens) < 0:
             raise ValueError(f"a sequence is one or more token ids, got {self.tokens!r}")
         object.__setattr__(self, "tokens", tokens)
 
@@ -67,7 +68,8 @@ class First:
     count: int
 
     def __post_init__(self) -> None:
-        if type(self.count) is not int or self.count < 1:
+        object.__setattr__(self, "count", whole("the number of positions of First", self.count))
+        if self.count < 1:
             raise ValueError(f"First takes a number of positions from 1, got {self.count!r}")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from steerfast.plans.fields import choice, number
+from steerfast.plans.fields import choice, number, wholes
 from steerfast.plans.operators import OPERATORS, Operator
 from steerfast.plans.selectors import First, Positions, Select, check_select, span
 from steerfast.plans.sites import Site
@@ -57,7 +58,7 @@ class Term:
         layer) goes with ``select=First(n)``, n <= T: position t gets row t.
     coefficient: c, finite, either sign: of ``add``, ``add_relative``, ``signed`` and ``map``; the strength of
         ``ablate`` and ``reflect``; the fraction of the angle of ``slerp``. At 0 the term does nothing.
-    layers: layers to steer; None means every layer that the vector has.
+    layers: layers to steer, one or several; None means every layer that the vector has.
     scale: of ``add``: ``raw`` v as it is (the paper's) · ``unit`` v/|v| · ``equal`` v/|v| times the mean norm of
         the distinct vectors that the plan's ``add`` terms name at that site · ``stream`` v/|v| times the
         model's median stream norm there, so that a coefficient means the same at every layer.
@@ -80,7 +81,7 @@ class Term:
 
     vector: SteeringVector
     coefficient: float = 1.0
-    layers: tuple[int, ...] | None = None
+    layers: Iterable[int] | int | None = None
     scale: Scale = "raw"
     site: Site = "resid_post"
     select: Select = "all"
@@ -110,9 +111,7 @@ class Term:
         self._check_fields()
         self._check_positions()
         wanted = self.vector.layers if self.layers is None else self.layers
-        if isinstance(wanted, int) or not all(type(layer) is int for layer in wanted):
-            raise TypeError(f"layers is a tuple of integers, got {self.layers!r}")
-        layers = tuple(sorted(set(wanted)))
+        layers = tuple(sorted(set(wholes(f"a layer of {self.vector.name!r}", wanted))))
         if not layers:
             raise ValueError(f"term of {self.vector.name!r} names no layer")
         object.__setattr__(self, "layers", layers)
@@ -237,7 +236,7 @@ class Term:
     @property
     def steered_layers(self) -> tuple[int, ...]:
         """The layers, resolved: the given ones or all of the vector's."""
-        assert self.layers is not None  # set by __post_init__
+        assert isinstance(self.layers, tuple)  # set by __post_init__
         return self.layers
 
     @property

@@ -9,9 +9,12 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from steerfast.plans.fields import number, whole, wholes
 
 LAYER_CONVENTION = (
     "resid_post, layers from 0: directions[l] was read at the output of decoder layer l"
@@ -23,7 +26,7 @@ class SteeringVector:
     """A direction of the residual stream at one or more layers of one model.
 
     name: what the direction means to its user; names a file, a term, a row of a report.
-    directions: {layer: [D] tensor}, or {layer: [T, D]} of a positional vector, which has a direction for each of
+    directions: {layer: [D] tensor}; or an [L, D] tensor or a list of [D] tensors, of layers 0 to L-1; or {layer: [T, D]} of a positional vector, which has a direction for each of
         the first T positions (for ``First``). Copied, as float32 on the CPU, not normalised; not to be written to. Layers count from 0,
         and layer l is the output of decoder layer l (the paper's convention; libraries that count
         block inputs call the same place l + 1).
@@ -42,15 +45,21 @@ class SteeringVector:
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise ValueError(f"a vector needs a name, got {self.name!r}")
-        if not self.directions:
+        given: Any = self.directions
+        if not isinstance(
+            given, Mapping
+        ):  # [L, D], or one [D] (or [T, D]) for each layer from 0 on
+            given = dict(enumerate(given))
+        if not given:
             raise ValueError(
                 f"vector {self.name!r} has no directions; give at least one {{layer: [D] tensor}}"
             )
         clean: dict[int, Tensor] = {}
-        for layer, direction in sorted(self.directions.items()):
-            if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+        for layer, direction in sorted(self._by_layer(given).items()):
+            if isinstance(direction, Tensor) and direction.requires_grad:
                 raise ValueError(
-                    f"vector {self.name!r} names layer {layer!r}; layers are integers from 0"
+                    f"vector {self.name!r} requires grad at layer {layer}, but a vector is a copy and would not learn; "
+                    "give direction.detach()"
                 )
             kept = torch.as_tensor(direction).detach().to("cpu", torch.float32).clone()
             if kept.ndim not in (1, 2) or kept.numel() == 0:
@@ -70,7 +79,10 @@ class SteeringVector:
             )
         if len({direction.shape for direction in clean.values()}) > 1:
             raise ValueError(f"vector {self.name!r} has other positions at other layers")
-        norms = {int(layer): float(norm) for layer, norm in self.stream_norms.items()}
+        norms = {
+            whole("a layer of stream norms", layer): number("a stream norm", norm)
+            for layer, norm in self.stream_norms.items()
+        }
         for layer, norm in norms.items():
             if not 0.0 < norm < float("inf"):
                 raise ValueError(
@@ -79,6 +91,21 @@ class SteeringVector:
         object.__setattr__(self, "directions", MappingProxyType(clean))
         object.__setattr__(self, "stream_norms", MappingProxyType(norms))
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+
+    def _by_layer(self, given: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """With layers as plain integers, none twice."""
+        found: dict[int, Tensor] = {}
+        for key, direction in given.items():
+            try:
+                layer = whole("a layer", key)
+            except TypeError:
+                layer = -1
+            if layer < 0:
+                raise ValueError(
+                    f"vector {self.name!r} names layer {key!r}; layers are integers from 0"
+                )
+            found[layer] = direction
+        return found
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -121,7 +148,7 @@ class SteeringVector:
 
     def select(self, layers: Iterable[int]) -> SteeringVector:
         """The same vector with only these layers."""
-        wanted = {layer: self.at(layer) for layer in layers}
+        wanted = {layer: self.at(layer) for layer in wholes("a layer", layers)}
         return replace(self, directions=wanted)
 
     def __reduce__(self) -> tuple[object, ...]:

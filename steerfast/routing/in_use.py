@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from steerfast.errors import SteerfastError
@@ -100,14 +100,28 @@ class InUse:
                     f"{seen} of its tokens; generate without it, or test the last token only"
                 )
 
-    def check_unprepared(self) -> None:
-        """SteerfastError where a forward inside ``generate`` came unannounced and a plan asks where the prompt ends."""
+    def unprepared(self, batch: int, generated: int) -> InUse:
+        """These plans for the rows of a forward that came unannounced inside ``generate``: guidance, another extra pass.
+
+        generated: the rows of the generation, an equal share for each plan, in order. A pass of as many rows is one over
+        these. SteerfastError where a plan asks where the prompt ends, and where plans differ and the pass has other
+        rows: nobody says whose they are.
+        """
         if self.by_position:
             raise SteerfastError(
                 "generate called the model with rows that it had not prepared (guidance or another "
                 "extra pass), so prompt and generated tokens cannot be told apart there; use plans "
                 "that select 'all' tokens with this strategy"
             )
+        if self.single:
+            return self
+        if len(set(map(id, self.requests))) > 1 and batch not in (len(self.requests), generated):
+            raise SteerfastError(
+                f"generate called the model with {batch} rows that it had not prepared, and {len(self.requests)} plans "
+                f"that differ are in use: whose rows they are is not known; use one plan for all with this strategy"
+            )
+        share = batch // len(self.requests)
+        return replace(self, requests=tuple(one for one in self.requests for _ in range(share)))
 
     def check_idle(self) -> None:
         """SteerfastError where something is steered, by somebody who wants to copy the model."""

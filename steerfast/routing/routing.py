@@ -24,7 +24,7 @@ from steerfast.routing.itinerary import Itinerary, itineraries
 from steerfast.routing.positions import positions_of, prompts_of
 from steerfast.routing.route import SEATS, Route, RowBuffers, Rows
 from steerfast.routing.router import make_router
-from steerfast.routing.verdicts import Verdicts
+from steerfast.routing.verdicts import Verdicts, reads_prompts
 from steerfast.table.table import UNSTEERED, Entry, Table
 
 _keys = count()
@@ -38,8 +38,7 @@ class Routing:
         self.table = table
         self.measured = measured  # sites where conditions read; compiled code reads at all of them
         self.in_use = NOTHING
-        # The plans of the last forward, for its report.
-        self.served: Callable[[], tuple[Entry | None, ...]] = lambda: (None,)
+        self.served: Callable[[], tuple[Entry | None, ...]] = lambda: (None,)  # by the last forward
         self.measuring = False  # this forward reads prompts for conditions
         self.measure_first = False  # and has rows that depend on what it will read
         self.judging: Verdicts  # the verdicts of this forward's seats
@@ -47,8 +46,8 @@ class Routing:
         self._unknown: SteerfastError | None = None  # why a bare forward cannot be routed
         self._assigned_for: object = None  # the generation whose rows the route is made of, if any
         self._settled_rows: Rows
-        # From this position on, no row of that generation changes its slot or gain.
-        self._settles_at = 0
+        self._settles_at = 0  # from this position on, its rows keep their slots and gains
+        self._generated = 0  # how many rows the last generation had
         self._start(table.device)
         self.rows = self.buffers.idle(1)
 
@@ -74,7 +73,7 @@ class Routing:
         self.route.to(device)
         self.buffers.to(device)
         self.verdicts = self.judging = Verdicts(self.route.seats, device)
-        self._assign_bare()
+        self._assign_bare(self.in_use)
 
     # -- what is in use ---------------------------------------------------------------------------
 
@@ -82,12 +81,11 @@ class Routing:
         """What the next forwards steer by."""
         self.in_use = in_use
         self.measured = self.measured | in_use.measured
-        self._assign_bare()
+        self._assign_bare(self.in_use)
 
-    def _assign_bare(self) -> None:
+    def _assign_bare(self, in_use: InUse) -> None:
         """Fill the device's tensors for forwards outside of ``generate``, as far as their prompts are known."""
         self._unknown = self._assigned_for = None
-        in_use = self.in_use
         rows = len(in_use.requests) if in_use.lengths is None else len(in_use.lengths)
         single = in_use.single and rows == 1
         try:
@@ -139,9 +137,9 @@ class Routing:
         if not self.in_use.active:
             return self.buffers.idle(batch * length)
         if in_generate:
-            self.in_use.check_unprepared()
-        if self._assigned_for is not None:  # a generation has run since
-            self._assign_bare()
+            self._assign_bare(self.in_use.unprepared(batch, self._generated))
+        elif self._assigned_for is not None:  # a generation has run since
+            self._assign_bare(self.in_use)
         self._check_knowledge(batch, tokens, mask, seen)
         if mask_kind:
             raise SteerfastError(
@@ -152,55 +150,55 @@ class Routing:
             self.to(self.table.device)
         positions, real = positions_of(mask, position_ids, seen, length, self.table.device)
         rows = self.route.look_up(batch, positions, real)
-        return self._with_verdicts(rows, length, seen) if self.in_use.conditional else rows
+        return self._with_verdicts(rows, positions, real, seen) if self.in_use.conditional else rows
 
     def _check_knowledge(
         self, batch: int, tokens: Tensor | None, mask: Tensor | None, seen: int | Tensor
     ) -> None:
         """What the plans in use ask of the prompts is known, or an error."""
-        self.in_use.check_lengths(batch)
-        if (
-            self.in_use.lengths is None
-            and not self.knows_generate
-            and self.in_use.by_position
-            and seen
-        ):
+        in_use = self.in_use
+        in_use.check_lengths(batch)
+        if in_use.lengths is None and not self.knows_generate and in_use.by_position and seen:
             raise SteerfastError(
                 "the model that generates is not attached, only its decoder, so prompt and generated "
                 "tokens cannot be told apart; attach the LlamaForCausalLM, or give prompt_lengths"
             )
         if self._unknown is None:
             return
-        if (
-            self.in_use.prompts is None
-            and tokens is not None
-            and isinstance(seen, int)
-            and seen == 0
-        ):
+        starts = isinstance(seen, int) and seen == 0
+        if in_use.prompts is None and tokens is not None and starts:
             # The whole prompt is at hand, so its end and a sequence in it can be found. Of this forward only:
             # the next one may bring other prompts, or go on with these, and then nobody says where they end.
-            prompts = prompts_of(tokens, mask, self.in_use.lengths)
-            self._assign_rows(self.in_use.each(batch), self.in_use.lengths, prompts)
+            prompts = prompts_of(tokens, mask, in_use.lengths)
+            self._assign_rows(in_use.each(batch), in_use.lengths, prompts)
             return
         raise self._unknown
 
-    def _with_verdicts(self, rows: Rows, length: int, seen: int | Tensor) -> Rows:
+    def _with_verdicts(
+        self, rows: Rows, positions: Tensor, real: Tensor | None, seen: int | Tensor
+    ) -> Rows:
         """For plans with conditions: start anew with a new prompt, and put what is decided into the gains."""
         self.measuring = True
         if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-            begun = int(seen)
             lengths = self.in_use.lengths
             assert lengths is not None
-            shortest = min(
-                length
-                for entry, length in zip(self.in_use.each(len(lengths)), lengths, strict=True)
-                if entry is not None and entry.plan.condition
-            )
-            if begun == 0:
+            if int(seen) == 0:
                 self.verdicts.reset()
-                self.measure_first = length > shortest
-            self.measuring = begun < max(lengths)
+            each = zip(self.in_use.each(len(lengths)), lengths, strict=True)
+            ends = [length if entry and entry.plan.condition else 0 for entry, length in each]
+            self.measuring, across = reads_prompts(positions, real, ends)
+            self._measure_ahead(across, seen)
         return rows._replace(gain=self.verdicts.gain(rows.base, rows.seat))
+
+    def _measure_ahead(self, across: bool, seen: int | Tensor) -> None:
+        """across: the forward holds tokens of a prompt and tokens behind it, which depend on what the prompt decides. Then
+        a pass that only reads goes ahead; but not where a cache holds what came before, which such a pass would lack."""
+        self.measure_first = across
+        if across and int(seen) > 0:
+            raise SteerfastError(
+                "a plan has a condition, which is decided at the prompt's end, and this forward holds the end of a prompt "
+                f"and tokens behind it, after {int(seen)} in a cache; end a chunk where the prompt ends"
+            )
 
     # -- a step of generate ----------------------------------------------------------------------------
 
@@ -232,7 +230,8 @@ class Routing:
             )
         kept = self.verdicts.keep(entries) if going_on else None
         each = self._assign_rows(entries, lengths, prompts)
-        self._assigned_for, self.buffers.written_by = generation, None
+        self._assigned_for, self._generated = generation, len(lengths)
+        self.buffers.written_by = None
         last = [0, *(places[-1] for one in each for places in (one.starts, one.gain_at) if places)]
         self._settles_at = max(last)
         if kept is not None:
@@ -250,8 +249,8 @@ class Routing:
         rows = self.route.look_up(batch, positions, real)
         self._begin()
         self.measuring = self.in_use.conditional
-        self.measure_first = self.in_use.conditional and int(seen) == 0 and length > width
         if self.in_use.conditional:
+            self._measure_ahead(int(seen) < width < int(seen) + length, seen)
             rows = rows._replace(gain=self.verdicts.gain(rows.base, rows.seat))
         self.rows = self.buffers.at(batch * length)
         for buffer, values in zip(self.rows, rows, strict=True):
@@ -262,7 +261,8 @@ class Routing:
         self._begin()
         rows = len(first) * length
         settled = self._assigned_for, rows
-        if self.buffers.written_by == settled:  # most steps: nothing has changed since the last
+        still = int(first.min()) >= self._settles_at  # not so of a loop that was rewound
+        if still and self.buffers.written_by == settled:  # most steps: nothing has changed
             self.rows = self._settled_rows
             return
         if not self.in_use.active:
@@ -274,7 +274,7 @@ class Routing:
             )
         if self.in_use.conditional:  # verdicts follow positions, and the gains what was decided
             self.rows.gain.copy_(self.verdicts.gain(self.rows.base, self.rows.seat))
-        elif int(first.min()) >= self._settles_at:
+        elif still:
             self.buffers.written_by, self._settled_rows = settled, self.rows
 
     def nothing(self, rows: int) -> None:

@@ -221,3 +221,15 @@ torch.library.register_fake(
     lib=_library,
 )
 _measure: Any = torch.ops.steerfast.measure.default
+
+
+def reads_prompts(positions: Tensor, real: Tensor | None, ends: Sequence[int]) -> tuple[bool, bool]:
+    """(some row holds tokens of its prompt, some such row holds tokens behind it too).
+
+    positions: [B or 1, T]. real: [B, T], 0 for padding, or None. ends: each row's P, 0 where nothing is decided.
+    """
+    where, end = positions.cpu(), torch.tensor(ends)[:, None]
+    token = torch.ones(()) if real is None else real.cpu()
+    prompt = ((where < end) & (token != 0)).any(-1)
+    behind = ((where >= end) & (token != 0)).any(-1)
+    return bool(prompt.any()), bool((prompt & behind).any())

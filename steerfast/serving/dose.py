@@ -25,12 +25,15 @@ def dose(plan: Plan, lowered: Lowered) -> tuple[float, str]:
         max((abs(gain) for _, gain in plan.schedule.points), default=1.0) if plan.schedule else 1.0
     )
     worst = (0.0, "")
+    reading: dict[int, float] = {}
     for phase in lowered.phases:
         for site, steering in phase.sites.items():
             norm = norms.get(_layer(site))
             if norm is None:
                 continue
-            added = _reading(plan, site, norm)
+            if site not in reading:
+                reading[site] = _reading(plan, site, norm)
+            added = reading[site]
             if steering.delta is not None:
                 added += float(torch.linalg.vector_norm(steering.delta.double())) / norm
             worst = max(worst, (added * gain, site_name(site)))

@@ -13,16 +13,19 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+from steerfast.errors import PlanTooLargeError
 from steerfast.io.plans import plan_from_json
+from steerfast.io.strict import as_object, parse
 from steerfast.io.vectors import vector_from_json
 from steerfast.plans.plan import Plan
 from steerfast.plans.vector import SteeringVector
 from steerfast.serving.catalogue import Catalogue
 from steerfast.serving.dose import dose
 from steerfast.serving.settings import Settings
-from steerfast.serving.wire import Cost, Prepared, prepare
+from steerfast.serving.wire import Prepared, prepare
+from steerfast.table.packing import Cost
 
 logger = logging.getLogger("steerfast")
 _REMEMBERED = 64 * 2**20  # bytes of plans as text
@@ -47,7 +50,7 @@ class PlanReader:
         self.settings, self.num_layers, self.hidden_size = settings, num_layers, hidden_size
         self.conditions = conditions
         self.catalogue = catalogue or Catalogue(settings.vectors, settings.max_vectors)
-        self._remembered: OrderedDict[tuple[str, int], Prepared | None] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, int], Prepared | _Refusal | None] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -62,18 +65,28 @@ class PlanReader:
         self.catalogue.refresh()
         key = (text, self.catalogue.version)
         with self._lock:
-            if key in self._remembered:
+            known = key in self._remembered
+            if known:
                 self._remembered.move_to_end(key)
-                return self._remembered[key]
-        prepared = self._checked(self._plan(text))
+                found = self._remembered[key]
+        if not known:
+            try:
+                found = self._checked(self._plan(text))
+            except ValueError as error:  # whoever asks again is refused at once
+                found = _Refusal(str(error))
+            self._remember(key, found)
+        if isinstance(found, _Refusal):
+            raise ValueError(found.reason)
+        return found
+
+    def _remember(self, key: tuple[str, int], found: Prepared | _Refusal | None) -> None:
         with self._lock:
             if key not in self._remembered:
-                self._remembered[key] = prepared
-                self._bytes += _size(text, prepared)
+                self._remembered[key] = found
+                self._bytes += _size(key[0], found)
             while self._bytes > _REMEMBERED:
                 (old, _), dropped = self._remembered.popitem(last=False)
                 self._bytes -= _size(old, dropped)
-        return prepared
 
     def check(self, plan: Plan) -> None:
         """ValueError for a plan that could not run here."""
@@ -104,7 +117,7 @@ class PlanReader:
             return self.catalogue.plan(text.strip())
         with _reading("plan"):
             if not self.settings.inline:
-                _refuse_inline(json.loads(text))
+                _refuse_inline(parse(text, "a plan"))
             return plan_from_json(text, self.catalogue.vector)
 
     def _checked(self, plan: Plan) -> Prepared | None:
@@ -128,15 +141,9 @@ class PlanReader:
                 "condition: this engine cannot decide conditions; leave it out, or use a gate on the terms"
             )
         with _reading("plan"):
-            prepared = prepare(plan)
+            prepared = prepare(plan, Cost(settings.slots, settings.rows, settings.programs))
         if prepared is None:
             return None
-        room = Cost(settings.slots, settings.rows, settings.programs)
-        for name, need, there in zip(Cost._fields, prepared.cost, room, strict=True):
-            if need > there:
-                raise ValueError(
-                    f"terms: the plan needs {need} {name}, and the whole engine has {there} (STEERFAST_{name.upper()})"
-                )
         self._guard(prepared)
         return prepared
 
@@ -156,17 +163,20 @@ class PlanReader:
             )
 
 
-def _size(text: str, prepared: Prepared | None) -> int:
-    return 256 + len(text) + (0 if prepared is None else 2 * len(prepared.text))
+class _Refusal(NamedTuple):
+    reason: str
+
+
+def _size(text: str, found: Prepared | _Refusal | None) -> int:
+    """Bytes that remembering takes, about."""
+    said = "" if found is None else found.reason if isinstance(found, _Refusal) else 2 * found.text
+    return 256 + len(text) + len(said)
 
 
 def read_vector(text: str | bytes, name: str) -> SteeringVector:
     """A vector from JSON (its inline form), under a name; ValueError for anything else."""
     with _reading("vector"):
-        data = json.loads(text)
-        if not isinstance(data, dict):
-            raise ValueError(f"a vector is a JSON object, got {type(data).__name__}")
-        return vector_from_json({**data, "name": name})
+        return vector_from_json({**as_object(parse(text, "a vector"), "a vector"), "name": name})
 
 
 @contextmanager
@@ -174,14 +184,10 @@ def _reading(what: str) -> Iterator[None]:
     """Whatever a client sends must end as its own error, a ValueError."""
     try:
         yield
-    except json.JSONDecodeError as error:
-        raise ValueError(f"a {what} is JSON, but this text is not: {error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"a {what} is JSON text: {error}") from error
+    except PlanTooLargeError as error:
+        raise ValueError(f"terms: {error} (STEERFAST_{error.what.upper()})") from error
     except ValueError:
         raise
-    except RecursionError:
-        raise ValueError(f"the {what} is nested too deeply") from None
     except Exception as error:
         logger.warning("a %s could not be read: %r", what, error)
         raise ValueError(f"the {what} cannot be read: {error!r}") from error

@@ -26,19 +26,11 @@ from steerfast.plans.term import Term
 from steerfast.plans.vector import SteeringVector
 from steerfast.routing.itinerary import NEVER
 from steerfast.table.lowering import Lowered, Origin, lower
-from steerfast.table.packing import pack
+from steerfast.table.packing import Cost, pack
 
 FIELD = "steerfast"  # of a request's extra arguments
 WIRE = "steerfast.wire"  # what the front end puts in its place
 STILL, WITH_PROMPT_END, WITH_PROMPT = range(3)
-
-
-class Cost(NamedTuple):
-    """What a plan takes of a table, by itself."""
-
-    slots: int
-    rows: int
-    programs: int
 
 
 class Prepared(NamedTuple):
@@ -50,10 +42,13 @@ class Prepared(NamedTuple):
     text: str
 
 
-def prepare(plan: Plan) -> Prepared | None:
-    """A plan ready for requests; None where nothing of it ever acts. ValueError for one that cannot be lowered."""
-    lowered = lower(plan)
-    packed = pack(plan, lowered.phases)
+def prepare(plan: Plan, room: Cost | None = None) -> Prepared | None:
+    """A plan ready for requests; None where nothing of it ever acts.
+
+    room: what the engine has in all. ValueError for a plan that cannot be lowered, or needs more.
+    """
+    lowered = lower(plan, None if room is None else room.slots)
+    packed = pack(plan, lowered.phases, room)
     if not any(phase.sites for phase in lowered.phases):
         return None
     cost = Cost(packed.slots, len(set(packed.directions)), len(set(packed.programs)))

@@ -8,14 +8,16 @@ other terms become reads (``steerfast.table.programs``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from steerfast.errors import PlanTooLargeError
 from steerfast.ops.records import FINISH_CODES
 from steerfast.plans.plan import Plan
 from steerfast.plans.selectors import Cut, span
@@ -29,6 +31,8 @@ START, PROMPT_END, LAST_PROMPT_TOKEN = Cut("start"), Cut("prompt_end"), Cut("pro
 
 Origin = Literal["start", "prompt_end"] | tuple[int, ...]
 _Acting = tuple[tuple[int, ...], int] | tuple[()]
+_At = tuple[int, int]  # a term, by its number, and the layer whose direction it has
+LowerSite = Callable[[int, tuple[_At, ...]], "SiteSteering"]
 
 
 class SiteSteering(NamedTuple):
@@ -39,6 +43,22 @@ class SiteSteering(NamedTuple):
     reads: tuple[LoweredRead, ...] = ()
 
 
+class Sites(Mapping[int, SiteSteering]):
+    """{site: SiteSteering} of a phase. Which sites act is known at once; what happens there is lowered when it is asked for."""
+
+    def __init__(self, terms_at: Mapping[int, tuple[_At, ...]], lower_site: LowerSite) -> None:
+        self._terms_at, self._lower_site = terms_at, lower_site
+
+    def __getitem__(self, site: int) -> SiteSteering:
+        return self._lower_site(site, self._terms_at[site])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._terms_at)
+
+    def __len__(self) -> int:
+        return len(self._terms_at)
+
+
 @dataclass(frozen=True)
 class Phase:
     """Positions in which the same terms act, and what they do: {site: SiteSteering}.
@@ -47,7 +67,7 @@ class Phase:
     """
 
     name: str
-    sites: dict[int, SiteSteering]
+    sites: Sites
 
 
 @dataclass(frozen=True)
@@ -84,12 +104,15 @@ class Lowered:
         return course
 
 
-def lower(plan: Plan) -> Lowered:
+def lower(plan: Plan, slots: int | None = None) -> Lowered:
     """The phases of a plan; one if its selectors are all ``all``.
 
-    Directions are normalised, scaled, orthonormalised and summed in float64 and rounded to float32
-    once. Raises ValueError where a sum or a number exceeds float32, a site needs too many reads, or the
-    selectors cut positions into too many pieces.
+    slots: how many phases there is room for, if that is known: looked at before anything is computed, as terms after
+    several sequences, whose order in a prompt is not known, act in every combination of them.
+
+    Directions are normalised, scaled, orthonormalised and summed in float64 and rounded to float32 once, site by site
+    when a phase is asked for it. Raises ValueError where the selectors cut positions into too many pieces; a phase's
+    site does where a sum or a number exceeds float32, or the site needs too many reads.
     """
     terms = [part for term in plan.terms for part in term.by_position()]
     spans = [span(term.select) for term in terms]
@@ -119,8 +142,27 @@ def lower(plan: Plan) -> Lowered:
         if acting:
             names.setdefault(acting, []).append(_name(origins, offsets, state))
         phase_of[state] = list(names).index(acting) if acting else -1
+    at_site = {acting: _terms_at(plan, terms, acting) for acting in names}
+    needed = sum(bool(sites) for sites in at_site.values())
+    if slots is not None and needed > slots:
+        raise PlanTooLargeError(
+            "slots",
+            f"the plan needs {needed} slots, one for each combination of its selectors, and there are {slots} in all: "
+            "use fewer ranges, or fewer sequences to act after",
+        )
+    finish = FINISH_CODES[plan.finish]
+
+    @cache  # many phases have the same terms at a site, and all have the same constants
+    def lower_site(site: int, here: tuple[_At, ...]) -> SiteSteering:
+        return _site(site, here, finish, terms, constant)
+
+    @cache
+    def constant(index: int, layer: int) -> Tensor:
+        return terms[index].coefficient * scaled(terms, terms[index], layer)
+
     phases = tuple(
-        Phase(" or ".join(each), _sites(plan, terms, acting)) for acting, each in names.items()
+        Phase(" or ".join(each), Sites(at_site[acting], lower_site))
+        for acting, each in names.items()
     )
     return Lowered(origins, offsets, phases, phase_of)
 
@@ -159,38 +201,42 @@ def _name(
     return ", ".join(parts)
 
 
-def _sites(plan: Plan, terms: Sequence[Term], acting: _Acting) -> dict[int, SiteSteering]:
+def _terms_at(plan: Plan, terms: Sequence[Term], acting: _Acting) -> dict[int, tuple[_At, ...]]:
+    """{site: the terms that act there, each with the layer whose direction it has}, in their order."""
     assert acting
     chosen, above = acting
-    at_site: dict[int, list[tuple[Term, int]]] = {}
-    for term in (terms[index] for index in chosen):
-        if term.idle:
-            continue
-        for layer in term.steered_layers:
+    found: dict[int, list[_At]] = {}
+    for index in chosen:
+        term = terms[index]
+        for layer in () if term.idle else term.steered_layers:
             site = site_index(term.site, layer)
             if site > above:
-                at_site.setdefault(site, []).append((term, layer))
-    finish = FINISH_CODES[plan.finish]
-    return {site: _site(terms, site, here, finish) for site, here in at_site.items()}
+                found.setdefault(site, []).append((index, layer))
+    return {site: tuple(each) for site, each in found.items()}
 
 
 def _site(
-    every: Sequence[Term], site: int, here: Sequence[tuple[Term, int]], finish: int
+    site: int,
+    here: Sequence[_At],
+    finish: int,
+    terms: Sequence[Term],
+    constant: Callable[[int, int], Tensor],
 ) -> SiteSteering:
     total: Tensor | None = None
     reading = []
-    for term, layer in here:
+    for index, layer in here:
+        term = terms[index]
         if term.operator != "add" or term.gate is not None:
             reading.append((term, layer))
             continue
-        contribution = term.coefficient * scaled(every, term, layer)
+        contribution = constant(index, layer)
         total = contribution if total is None else total + contribution
     delta = None if total is None else total.to(torch.float32)
     if delta is not None and not torch.isfinite(delta).all():
         raise ValueError(
             f"the plan adds more than float32 can hold at {site_name(site)}; lower its coefficients"
         )
-    reads = program(reading, lambda term, layer: scaled(every, term, layer), site_name(site))
+    reads = program(reading, lambda term, layer: scaled(terms, term, layer), site_name(site))
     if not all(_fits(read) for read in reads):
         raise ValueError(
             f"a number of the plan at {site_name(site)} exceeds what float32 can hold; lower its coefficient or bias"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from steerfast.errors import PlanTooLargeError
 from steerfast.ops.records import Read
 from steerfast.plans.condition import Test
 from steerfast.plans.plan import Plan
@@ -81,11 +82,51 @@ class Packed:
         return {site.program for site in self.sites if site.reads}
 
 
-def pack(plan: Plan, phases: Iterable[Phase]) -> Packed:
-    """The needs of a lowered plan."""
+class Cost(NamedTuple):
+    """What a plan takes of a table, or a table has in all: slots for phases, bank rows for directions, programs."""
+
+    slots: int
+    rows: int
+    programs: int
+
+
+def pack(plan: Plan, phases: Iterable[Phase], room: Cost | None = None) -> Packed:
+    """The needs of a lowered plan.
+
+    room: what there is in all. A plan that needs more is a ValueError as soon as that is seen, so that refusing it
+    takes no longer than filling the table would.
+    """
     tests = () if plan.condition is None else plan.condition.tests
-    sites = [{site: _site(steering) for site, steering in phase.sites.items()} for phase in phases]
-    return Packed(tuple(sites), tuple(_unit_key(test) for test in tests))
+    keys = tuple(_unit_key(test) for test in tests)
+    rows, programs = {key.key for key in keys}, set()
+    known: dict[int, PackedSite] = {}  # equal steering is one object, and packed once
+    packed = []
+    for phase in phases:
+        sites = {}
+        for site, steering in phase.sites.items():
+            if id(steering) not in known:
+                known[id(steering)] = one = _site(steering)
+                rows |= {direction.key for direction in one.directions}
+                programs |= {one.program} if one.reads else set()
+                _check(rows, programs, room)
+            sites[site] = known[id(steering)]
+        packed.append(sites)
+    return Packed(tuple(packed), keys)
+
+
+def _check(rows: set[bytes], programs: set[bytes], room: Cost | None) -> None:
+    if room is None:
+        return
+    for what, need, there in (
+        ("rows", len(rows), room.rows),
+        ("programs", len(programs), room.programs),
+    ):
+        if need > there:
+            raise PlanTooLargeError(
+                what,
+                f"the plan needs more than the {there} {what} that there are in all: use fewer vectors, layers, or "
+                "selectors that overlap",
+            )
 
 
 def _site(steering: SiteSteering) -> PackedSite:

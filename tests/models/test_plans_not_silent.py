@@ -7,7 +7,7 @@ import torch
 from plan_oracle import outcome
 from random_plans import LAYERS, MARK, PLAIN, D, llama, vector
 
-from steerfast import AfterSequence, First, Positions, SteerfastError, attach, steer
+from steerfast import AfterSequence, First, Positions, Schedule, SteerfastError, attach, steer
 
 PROMPT = [5, 6, *MARK, 7]
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
@@ -216,6 +216,40 @@ class Counted:
     def fill(self, *args):
         self.fills += 1
         return self.router.fill(*args)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        steer(vector(1), 3.0, select=Positions(0, 10)),
+        steer(vector(1), 3.0, select=Positions("prompt_end", 11)),
+        steer(vector(1), 3.0, schedule=Schedule(((0, 0.0), (3, 1.0)))),
+        steer(vector(1), 3.0, select=Positions(2, 9), schedule=Schedule.decay(1)),
+    ],
+    ids=["a range", "from the prompt's end", "a schedule", "both"],
+)
+@pytest.mark.parametrize("back", [1, 3, 5])
+def test_a_loop_that_is_rewound_reads_no_settled_rows(plan, back):
+    """Step by step behind the last cut, then from an earlier position on: as one forward of the whole."""
+    start, steps = len(PROMPT), 8
+    ids = torch.tensor([PROMPT + list(range(20, 20 + steps))])
+    with attach(llama()) as handle, torch.no_grad():
+        with handle.use(plan, prompt_lengths=[start]):
+            whole = handle.model(ids).logits[0]
+        with handle.use(plan), handle.generating(ids[:, :start]) as loop:
+            loop.step(start)
+            cache = handle.model(ids[:, :start], use_cache=True).past_key_values
+
+            def read(t, seen=None):
+                loop.step(1, seen)
+                step = ids[:, t : t + 1]
+                return handle.model(step, past_key_values=cache, use_cache=True).logits[0, 0]
+
+            first = [read(t) for t in range(start, start + steps)]
+            cache.crop(-back)
+            again = [read(t, seen=t) for t in range(start + steps - back, start + steps)]
+    torch.testing.assert_close(torch.stack(first), whole[start:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.stack(again), whole[-back:], rtol=1e-4, atol=1e-4)
 
 
 def test_a_route_that_has_settled_is_left_as_it_is_until_something_changes():

@@ -196,7 +196,7 @@ def test_sixteen_reads_fit_and_seventeen_do_not():
     terms = tuple(Term(vector(s), operator="clamp", target=1.0) for s in range(10, 10 + MAX_READS))
     assert len(reads(Plan(terms))) == MAX_READS
     with pytest.raises(ValueError, match=r"17 reading terms at resid_post\[1\].*takes 16"):
-        lower(Plan((*terms, Term(V, operator="reflect"))))
+        reads(Plan((*terms, Term(V, operator="reflect"))))
     constants = tuple(Term(vector(s), 1.0) for s in range(40, 80))
     assert len(reads(Plan(terms + constants))) == MAX_READS  # constants cost nothing
 

@@ -40,8 +40,10 @@ def test_types_are_checked():
         Term(torch.ones(8))
     with pytest.raises(TypeError, match="a number"):
         Term(vector(), "2")
-    with pytest.raises(TypeError, match="tuple of integers"):
-        Term(vector(), 1.0, 3)
+    with pytest.raises(TypeError, match=r"a layer of 'v' is an integer, got 1\.5"):
+        Term(vector(), 1.0, 1.5)
+    with pytest.raises(TypeError, match="a layer of 'v' is an integer, got True"):
+        Term(vector(), 1.0, [True])
     with pytest.raises(TypeError, match="made of Terms"):
         Plan((vector(),))
 
@@ -153,7 +155,7 @@ VECTOR = '{"name": "v", "directions": {"0": "AACAPw=="}}'
         ("[]", "JSON object"),
         ('{"schema": "other/1", "terms": []}', "schema 'steerfast.plan/1'"),
         ('{"terms": [], "finnish": "none"}', r"unknown keys \['finnish'\]"),
-        ('{"terms": {}}', "a list 'terms'"),
+        ('{"terms": {}}', "'terms' of a plan is a list, got {}"),
         ('{"terms": []}', "at least one term"),
         ('{"terms": [{"coefficient": 1}]}', "at least 'vector'"),
         ('{"terms": [{"vector": 3}]}', "a name or an object"),
@@ -223,7 +225,7 @@ def test_selectors_schedules_and_conditions_travel_as_json():
         ("select", 3, "a selector is a name"),
         ("select", "tail", "unknown selector"),
         ("schedule", [[0, 1], [0, 2]], "ascend"),
-        ("schedule", [[0.5, 1]], "integers"),
+        ("schedule", [[0.5, 1]], r"offset t - P is an integer, got 0\.5"),
         ("schedule", [[0, "1"]], "cannot be read"),
         ("schedule", {"0": 1}, "a schedule is a list"),
         ("schedule", [], "1 to 256 points"),
@@ -232,7 +234,11 @@ def test_selectors_schedules_and_conditions_travel_as_json():
         ("condition", {"tests": [{"kind": "cosine"}]}, "'kind', 'key' and 'layer'"),
         ("condition", {"tests": [], "when": 1}, "when"),
         ("condition", {"tests": [{"kind": "dot", "key": "v", "layer": 0}]}, "kind of test"),
-        ("condition", {"tests": [{"kind": "cosine", "key": "v", "layer": "0"}]}, "one layer"),
+        (
+            "condition",
+            {"tests": [{"kind": "cosine", "key": "v", "layer": "0"}]},
+            "layer of a test is an integer, got '0'",
+        ),
         ("condition", {"tests": [{"kind": "cosine", "key": "w", "layer": 0}]}, "names vector 'w'"),
     ],
 )

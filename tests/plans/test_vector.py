@@ -63,7 +63,7 @@ def test_copies_and_pickles():
         ({"directions": {0: torch.tensor([1e300], dtype=torch.float64)}}, "NaN or infinity"),
         ({"directions": {0: torch.ones(4), 1: torch.ones(5)}}, r"hidden sizes \[4, 5\]"),
         ({"stream_norms": {1: 0.0}}, "must be positive"),
-        ({"stream_norms": {1: float("nan")}}, "must be positive"),
+        ({"stream_norms": {1: float("nan")}}, "must be finite"),
     ],
 )
 def test_refusals(changes, message):

@@ -32,7 +32,7 @@ KEY = vector(9)
         (lambda: Test("cosine", torch.ones(4), 0), TypeError, "key is a SteeringVector"),
         (lambda: Test("cosine", KEY, 7), ValueError, "no layer 7"),
         (lambda: Test("cosine", KEY, -1), ValueError, "one layer"),
-        (lambda: Test("cosine", KEY, 1.0), ValueError, "one layer"),
+        (lambda: Test("cosine", KEY, 1.0), TypeError, r"is an integer, got 1\.0"),
         (lambda: Test("cosine", KEY, 0, below=1), TypeError, "below"),
         (lambda: Test("cosine", KEY, 0, threshold=math.inf), ValueError, "finite"),
         (lambda: Test("cosine", KEY, 0, bias=1.0), ValueError, "takes no bias"),

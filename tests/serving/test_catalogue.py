@@ -274,7 +274,7 @@ INLINE = vector_to_json(vector(1))
 )
 def test_a_vector_that_cannot_be_read_is_refused(change):
     assert read_vector(json.dumps(INLINE), "v") == vector(1) != read_vector(json.dumps(INLINE), "x")
-    with pytest.raises(ValueError, match=r"vector|provenance"):
+    with pytest.raises(ValueError, match=r"vector|provenance|stream.norm"):
         read_vector(json.dumps({**INLINE, **change}), "x")
 
 

@@ -75,29 +75,33 @@ REFUSED = {
     "there is no plan 'joy'": ["joy", " joy "],
     "there is no vector 'no'": [plan(vector="no"), plan(read="no"), condition(key="no")],
     "this text is not: ": ["{", '{"terms": [}', "{'terms': []}"],
-    "must be finite": [
-        COEFFICIENT % "1e400",
-        plan(coefficient=math.nan),
-        condition(bias=-math.inf),
+    "1e400', which is beyond float64": [COEFFICIENT % "1e400"],
+    "NaN, which is no number of JSON": [plan(coefficient=math.nan)],
+    "-Infinity, which is no number": [condition(bias=-math.inf)],
+    "has 'coefficient' twice": [
+        '{"terms": [{"vector": "joy", "coefficient": 1, "coefficient": 9}]}'
     ],
-    "too large": [TARGET % ("9" * 400), plan(target=10**400)],
-    "Exceeds the limit": [TARGET % ("9" * 5000), {"terms": 10**5000}],
+    "which 64 bits do not": [TARGET % ("9" * 400), plan(target=10**400)],
+    "64 bits do not|Exceeds the limit": [TARGET % ("9" * 5000), {"terms": 10**5000}],
     "float32": [plan(coefficient=1e39), plan(operator="clamp", target=1e39)],
     "holds what JSON cannot": [{"terms": {1, 2}}, {**plan(), (1, 2): 3}, nested(20_000)],
     "nested too deeply": ['{"terms": ' + 20_000 * "["],
     "unknown keys .'1'": [{**plan(), 1: 2}, plan(**{"1": 2}), condition(**{"1": 2})],
-    "a list 'terms'": [{}, {"terms": {}}, {"terms": None}],
+    "'terms' of a plan is a list": [{}, {"terms": {}}, {"terms": None}],
     "at least": [{"terms": []}, {"terms": [{}]}, nested(3)],
     "of schema": [plan(top={"schema": "steerfast.plan/9"})],
     "a schedule": [plan(top={"schedule": value}) for value in (5, [], [[0]], [[0.5, 1]])],
     "'kind', 'key' and 'layer'": [plan(top={"condition": {"tests": [{"kind": "cosine"}]}})],
-    "list 'tests'": [plan(top={"condition": value}) for value in ({}, [], "x", {"tests": {}})],
+    "'tests' of a condition is a list": [
+        plan(top={"condition": value}) for value in ({}, {"tests": {}})
+    ],
+    "a condition is an object": [plan(top={"condition": value}) for value in ([], "x")],
     "has no layer 99": [plan(layers=[99]), condition(layer=99)],
     "model has layers 0..3": [plan(vector="tall", layers=[4]), condition(key="tall", layer=8)],
     "hidden size 16, but this model": [plan(vector="wide")],
     "coefficient": [plan(coefficient=value) for value in ("2", True, [], None)],
     "threshold": [condition(threshold="x"), condition(threshold=None)],
-    "integers": [plan(layers=value) for value in ("1", [1.0], [True], [None])],
+    "is an integer": [plan(layers=value) for value in ("1", [1.0], [True], [None], {"1": 2}, 1.0)],
     "a name or an object": [plan(vector=5), plan(vector=None), condition(key=[])],
     "digest": [plan(vector_digest="0"), plan(vector_digest=5), condition(key_digest={})],
     "unknown": [plan(operator="push"), plan(select="some"), plan(site=[]), condition(kind=None)],
@@ -109,8 +113,8 @@ OVER = [
     ({"max_terms": 1}, plan({"vector": "calm"}), "takes up to 1"),
     ({"max_plan_bytes": 44}, plan(), "has 45 bytes.*STEERFAST_MAX_PLAN_BYTES"),
     ({"slots": 1}, plan({"vector": "calm", "select": "generated"}), "needs 2 slots.*_SLOTS"),
-    ({"rows": 1}, plan(layers=[0, 1]), "needs 2 rows.*_ROWS"),
-    ({"programs": 0}, plan(operator="ablate"), "needs 1 programs.*_PROGRAMS"),
+    ({"rows": 1}, plan(layers=[0, 1]), "more than the 1 rows.*_ROWS"),
+    ({"programs": 0}, plan(operator="ablate"), "more than the 0 programs.*_PROGRAMS"),
     ({"dose_refuse": 2.9}, plan(scale="stream", coefficient=-3), "resid_post.1.*_DOSE_REFUSE"),
     ({"conditions": False}, condition(), "condition: "),
     ({"inline": False}, plan(vector=INLINE), "vector: .*STEERFAST_INLINE"),
@@ -146,7 +150,7 @@ def test_limits_refuse_and_what_just_fits_is_read(limits, value, reason):
 
 @pytest.mark.parametrize("name", UNFIT)
 def test_a_number_that_no_worker_could_take_is_refused(name):
-    with pytest.raises(ValueError, match=r"schedule|float32|finite"):
+    with pytest.raises(ValueError, match=r"schedule|float32|finite|64 bits"):
         reader().read(UNFIT[name])
 
 
@@ -159,6 +163,22 @@ def test_every_form_of_a_plan_is_read_and_names_mean_what_they_mean_now():
     assert one.read(plan()) is one.read(plan())  # remembered
     one.catalogue.put("joy", CALM)
     assert one.read(plan()).plan == sf.steer(CALM, layers=[1])
+
+
+def test_a_refusal_is_remembered_until_a_name_means_something_else(monkeypatch):
+    one = reader()
+    asked = []
+    own = one._plan
+    monkeypatch.setattr(one, "_plan", lambda text: asked.append(text) or own(text))
+    said = set()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="there is no vector 'later'") as caught:
+            one.read(plan(vector="later"))
+        said.add(str(caught.value))
+    assert len(said) == len(asked) == 1
+    one.catalogue.put("later", JOY)
+    assert one.read(plan(vector="later")).plan.terms[0].vector == JOY
+    assert len(asked) == 2
 
 
 FULL = sf.Plan(

@@ -16,8 +16,9 @@ from steerfast.serving.dose import dose
 from steerfast.serving.reader import PlanReader
 from steerfast.serving.settings import Settings
 from steerfast.serving.vllm.admission import Room
-from steerfast.serving.wire import Cost, prepare, to_wire
+from steerfast.serving.wire import prepare, to_wire
 from steerfast.table.lowering import lower
+from steerfast.table.packing import Cost
 from steerfast.table.table import Table
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steerfast import Plan, SteeringVector, Term, steer
+from steerfast import AfterSequence, Plan, SteeringVector, Term, steer
+from steerfast.errors import PlanTooLargeError
 from steerfast.plans.sites import site_count, site_index, site_name
+from steerfast.table import lowering
 from steerfast.table.lowering import lower
+from steerfast.table.packing import Cost, pack
 
 
 def vector(*values, layer=1, norm=10.0):
@@ -74,7 +77,58 @@ def test_zero_coefficients_leave_the_site_alone():
 
 def test_more_than_float32_holds_is_an_error():
     with pytest.raises(ValueError, match=r"float32 can hold at resid_post\[1\]"):
-        lower(steer(vector(1e30, 0.0), 1e30))
+        delta(steer(vector(1e30, 0.0), 1e30))
+
+
+def after(count, **fields):
+    """Terms that act after sequences of which nobody knows the order: 2^count - 1 phases."""
+    vectors = [vector(1.0, float(number), layer=layer) for number in range(count) for layer in (0,)]
+    return Plan(
+        tuple(
+            Term(one, 0.5 + number, select=AfterSequence((number,)), **fields)
+            for number, one in enumerate(vectors)
+        )
+    )
+
+
+def test_limits_come_before_anything_is_computed(monkeypatch):
+    computed = []
+    monkeypatch.setattr(lowering, "_site", lambda *given: computed.append(given))
+    with pytest.raises(PlanTooLargeError, match=r"needs 15 slots.* there are 14 in all") as caught:
+        lower(after(4), slots=14)
+    assert caught.value.what == "slots"
+    lowered = lower(after(4), slots=15)
+    assert len(lowered.phases) == 15
+    assert computed == []
+
+
+@pytest.mark.parametrize("plan", [after(4), after(4, operator="ablate")], ids=["add", "ablate"])
+def test_packing_ends_where_the_room_does(plan, monkeypatch):
+    """Of the rows or programs that there are, no more than one is computed too many."""
+    whole = pack(plan, lower(plan).phases)
+    own, computed = lowering._site, []
+    monkeypatch.setattr(lowering, "_site", lambda *given: computed.append(given) or own(*given))
+    rows, programs = len(whole.directions), len(whole.programs)
+    assert pack(plan, lower(plan).phases, Cost(15, rows, programs)).directions == whole.directions
+    for room, what in ((Cost(15, 3, programs), "rows"), (Cost(15, rows, programs - 1), "programs")):
+        if getattr(room, what) < 0:
+            continue
+        computed.clear()
+        with pytest.raises(PlanTooLargeError, match=f"more than the {getattr(room, what)} {what}"):
+            pack(plan, lower(plan).phases, room)
+        assert len(computed) < 15 or what == "programs"
+
+
+def test_phases_with_the_same_terms_at_a_site_are_lowered_once(monkeypatch):
+    own, computed = lowering._site, []
+    monkeypatch.setattr(lowering, "_site", lambda *given: computed.append(given) or own(*given))
+    other = Term(vector(0.0, 1.0, layer=3), 2.0)
+    lowered = lower(Plan((*after(3).terms, other)))
+    found = [phase.sites[site_index("resid_post", 3)] for phase in lowered.phases]
+    assert len(found) == 8
+    assert all(one is found[0] for one in found)
+    assert len(computed) == 1
+    assert torch.equal(found[0].delta, torch.tensor([0.0, 2.0]))
 
 
 def test_sites():

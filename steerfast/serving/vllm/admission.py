@@ -12,7 +12,7 @@ from typing import Any
 from steerfast.serving.vllm.arming import is_on, settings_of
 from steerfast.serving.vllm.patching import wrap
 from steerfast.serving.vllm.prefix_cache import wire_of
-from steerfast.serving.wire import Cost
+from steerfast.table.packing import Cost
 
 
 class Room:

@@ -1,0 +1,161 @@
+"""Where a prompt begins and ends when nobody says it plainly: inferred masks, embeddings, caches, chunks. Against the oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from plan_oracle import outcome
+from random_plans import MARK, PLAIN, llama, vector
+from transformers import DynamicCache
+
+from steerfast import AfterSequence, Condition, Positions, SteerfastError, Test, attach, steer
+
+PROMPTS = [[5, *MARK, 7, 8, 9], [11, 12, *MARK]]
+AFTER_MARK = steer(vector(1), 2.0, select=AfterSequence(MARK))
+HOW = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+SCORES = {"output_scores": True, "return_dict_in_generate": True}
+
+
+def padded(prompts, left=True):
+    width = max(map(len, prompts))
+    rows = [
+        [0] * (width - len(row)) + row if left else row + [0] * (width - len(row))
+        for row in prompts
+    ]
+    return torch.tensor(rows)
+
+
+def is_right(out, prompts, plan, **given):
+    """Tokens and scores of ``generate`` are those of one sequence at a time, without batch or cache."""
+    new = out.sequences[:, -HOW["max_new_tokens"] :].tolist()
+    scores = torch.stack(out.scores, 1)
+    for row, prompt in enumerate(prompts):
+        wanted, _ = outcome(PLAIN, prompt + new[row], prompt, plan)
+        torch.testing.assert_close(
+            scores[row].double(), wanted[len(prompt) - 1 : -1].double(), rtol=2e-4, atol=2e-3
+        )
+
+
+@pytest.mark.parametrize(
+    "select", [AfterSequence(MARK), Positions(-2), "generated", "all"], ids=repr
+)
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_mask_that_generate_infers_tells_padding_from_prompt(select, beams):
+    plan = steer(vector(1), 2.0, select=select)
+    with torch.no_grad(), attach(llama()) as handle, handle.use(plan):
+        more = {"num_beams": beams, "num_return_sequences": beams}
+        ids = padded(PROMPTS)
+        inferred = handle.model.generate(ids, **HOW, **SCORES, **more)
+        given = handle.model.generate(
+            ids, attention_mask=(ids != 0).long(), **HOW, **SCORES, **more
+        )
+    assert torch.equal(inferred.sequences, given.sequences)
+    if beams == 1:
+        is_right(inferred, PROMPTS, plan)
+
+
+def test_embeddings_with_the_ids_that_they_stand_for():
+    ids = torch.tensor([PROMPTS[0]])
+    with torch.no_grad(), attach(llama()) as handle:
+        embeddings = handle.model.get_input_embeddings()(ids)
+        with handle.use(AFTER_MARK, prompts=[PROMPTS[0]]):
+            out = handle.model.generate(inputs_embeds=embeddings, **HOW, **SCORES)
+        is_right(out, PROMPTS[:1], AFTER_MARK)
+        with (
+            handle.use(AFTER_MARK),
+            pytest.raises(SteerfastError, match=r"give them: handle\.use\(plans, prompts="),
+        ):
+            handle.model.generate(inputs_embeds=embeddings, **HOW)
+        with (
+            handle.use(AFTER_MARK, prompts=[PROMPTS[1]]),
+            pytest.raises(ValueError, match=r"row 0 has 6 tokens, but its ids .* are 4"),
+        ):
+            handle.model.generate(inputs_embeds=embeddings, **HOW)
+
+
+def test_a_new_turn_behind_a_cache_with_the_whole_prompt():
+    ids = torch.tensor([PROMPTS[0]])
+    with torch.no_grad(), attach(llama()) as handle, handle.use(AFTER_MARK, prompts=[PROMPTS[0]]):
+        cache = DynamicCache(config=handle.model.config)
+        handle.model(ids[:, :2], past_key_values=cache)
+        mask = torch.ones_like(ids)
+        turn = {"attention_mask": mask, "past_key_values": cache}
+        out = handle.model.generate(ids[:, 2:], **turn, **HOW, **SCORES)
+    is_right(out, PROMPTS[:1], AFTER_MARK)
+
+
+@pytest.mark.parametrize(
+    "plans", [steer(vector(1), select="generated"), [steer(vector(1))] * 2], ids=["", "list"]
+)
+def test_token_healing_is_refused_where_it_would_move_a_cut(plans):
+    ids = torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
+    ids = ids if isinstance(plans, list) else ids[:1]
+    with torch.no_grad(), attach(llama()) as handle, handle.use(plans):
+        with pytest.raises(SteerfastError, match="token_healing changes the end of each prompt"):
+            handle.model.generate(ids, token_healing=True, tokenizer=None, **HOW)
+        handle.model.generation_config.token_healing = True
+        with pytest.raises(SteerfastError, match="switch it off"):
+            handle.model.generate(ids, tokenizer=None, **HOW)
+        handle.model.generation_config.token_healing = False
+        handle.model.generate(ids, attention_mask=torch.ones_like(ids), **HOW)
+
+
+TESTS = [
+    Test("projection", vector(2), 0, threshold=t, over=o)
+    for t in (-99.0, 99.0)
+    for o in ("last", "mean")
+]
+
+
+@pytest.mark.parametrize("test", TESTS, ids=lambda test: f"{test.over} {test.threshold}")
+@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
+def test_a_condition_behind_padding_in_chunks_is_that_of_the_whole(test, left):
+    """Chunks may end anywhere up to the prompts' ends; columns of padding are no positions."""
+    plan = steer(vector(1), 2.0, condition=Condition(test))
+    prompts = [[5, *MARK, 7, 8, 9], [11, 12, 13, *MARK, 14]] if not left else PROMPTS
+    following = [20, 21, 22]
+    ids = torch.cat([padded(prompts, left), torch.tensor([following] * 2)], 1)
+    mask, width = (ids != 0).long(), ids.shape[1] - len(following)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    for cuts in ((width,), (1, width), (2, width - 1, width), (width, width + 1)):
+        logits, cache, begun = [], None, 0
+        with (
+            torch.no_grad(),
+            attach(llama()) as handle,
+            handle.use(plan, prompt_lengths=[len(prompt) for prompt in prompts]),
+        ):
+            for until in (*cuts, ids.shape[1]):
+                out = handle.model(
+                    ids[:, begun:until],
+                    attention_mask=mask[:, :until],
+                    position_ids=places[:, begun:until],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                logits.append(out.logits)
+                cache, begun = out.past_key_values, until
+        found = torch.cat(logits, 1)
+        for row, prompt in enumerate(prompts):
+            wanted, _ = outcome(PLAIN, prompt + following, prompt, plan)
+            real = found[row][mask[row] != 0]
+            torch.testing.assert_close(real.double(), wanted.double(), rtol=2e-4, atol=2e-3)
+
+
+def test_a_chunk_across_the_prompts_end_is_refused_behind_a_cache():
+    """Its later tokens depend on what its earlier ones decide, and a pass that reads ahead would lack the cache."""
+    plan = steer(vector(1), 2.0, condition=Condition(TESTS[0]))
+    ids = torch.tensor([[*PROMPTS[0], 20, 21, 22]])
+    length = len(PROMPTS[0])
+    with torch.no_grad(), attach(llama()) as handle:
+        with handle.use(plan, prompt_lengths=[length]):
+            whole = handle.model(ids).logits  # alone it is read twice, and right
+            wanted, _ = outcome(PLAIN, ids[0].tolist(), PROMPTS[0], plan)
+            torch.testing.assert_close(whole[0].double(), wanted.double(), rtol=2e-4, atol=2e-3)
+            cache = handle.model(ids[:, :3], use_cache=True).past_key_values
+            with pytest.raises(SteerfastError, match="after 3 in a cache; end a chunk where the"):
+                handle.model(ids[:, 3:], past_key_values=cache)
+        with handle.use(plan), handle.generating(ids[:, :length]) as loop:
+            loop.step(3)
+            handle.model(ids[:, :3])
+            with pytest.raises(SteerfastError, match="end a chunk where the prompt ends"):
+                loop.step(length)

@@ -1,0 +1,165 @@
+"""Numbers of other libraries are numbers: numpy's, and tensors of no dimensions. Booleans and text are none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from steerfast import (
+    AfterSequence,
+    First,
+    Plan,
+    Positions,
+    Schedule,
+    SteeringVector,
+    Term,
+    Test,
+    extract_corpora,
+    steer,
+)
+from steerfast.extraction import with_stream_norms
+from steerfast.plans.fields import number, whole, wholes
+
+ROWS = torch.arange(1.0, 13.0).reshape(3, 4)
+V = SteeringVector("v", {layer: ROWS[layer] for layer in range(3)}, {0: 1.0, 1: 1.0, 2: 1.0})
+
+
+@pytest.mark.parametrize(
+    "two",
+    [
+        2,
+        2.0,
+        np.float64(2),
+        np.float32(2),
+        np.float16(2),
+        np.int64(2),
+        np.uint8(2),
+        torch.tensor(2),
+        torch.tensor(2.0),
+        torch.tensor(2.0, dtype=torch.bfloat16),
+        np.array(2.0)[()],
+    ],
+    ids=repr,
+)
+def test_a_coefficient_of_any_kind(two):
+    assert number("it", two) == 2.0
+    assert type(number("it", two)) is float
+    assert steer(V, two, layers=[1]) == steer(V, 2.0, layers=[1])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, np.True_, torch.tensor(True), "2", None, [2], 2j, torch.ones(1), np.ones(1)],
+    ids=repr,
+)
+def test_what_is_no_number(value):
+    with pytest.raises(TypeError, match="it is a number, got"):
+        number("it", value)
+    with pytest.raises(TypeError, match="it is an integer, got"):
+        whole("it", value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        float("inf"),
+        np.float32("inf"),
+        torch.tensor(float("nan")),
+        10**400,
+        -(10**400),
+    ],
+)
+def test_what_is_not_finite(value):
+    with pytest.raises(ValueError, match="must be finite"):
+        number("it", value)
+
+
+@pytest.mark.parametrize("value", [1.0, np.float64(1), torch.tensor(1.0)], ids=repr)
+def test_a_float_is_no_integer(value):
+    with pytest.raises(TypeError, match="it is an integer, got"):
+        whole("it", value)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        1,
+        np.int64(1),
+        torch.tensor(1),
+        [1],
+        (1,),
+        {1},
+        range(1, 2),
+        np.arange(1, 2),
+        [np.int32(1)],
+        torch.tensor([1]),
+        (layer for layer in [1]),
+        np.array(1),
+    ],
+    ids=repr,
+)
+def test_layers_of_any_kind(layers):
+    plan = steer(V, 2.0, layers=layers)
+    assert plan.layers == (1,)
+    assert plan == Plan((Term(V, 2.0, (1,)),))
+
+
+@pytest.mark.parametrize("layers", ["1", ["1"], [1.0], [True], np.array([1.0]), [None]], ids=repr)
+def test_what_names_no_layers(layers):
+    with pytest.raises(TypeError, match="a layer of 'v' is an integer"):
+        steer(V, layers=layers)
+
+
+def test_places_of_any_kind():
+    two, three = np.int64(2), torch.tensor(3)
+    assert Positions(two, three) == Positions(2, 3)
+    assert First(two) == First(2)
+    assert AfterSequence(np.array([2, 3])) == AfterSequence((2, 3)) == AfterSequence([two, three])
+    assert Schedule(((two, np.float32(0.5)),)) == Schedule(((2, 0.5),))
+    assert Test("cosine", V, np.int64(1)) == Test("cosine", V, 1)
+    assert wholes("it", np.arange(3)) == (0, 1, 2)
+    for one in (Positions(two), First(two), AfterSequence([two])):
+        assert "int64" not in repr(one)
+
+
+@pytest.mark.parametrize(
+    "directions",
+    [
+        ROWS,
+        list(ROWS),
+        tuple(ROWS),
+        ROWS.numpy(),
+        {np.int64(layer): ROWS[layer] for layer in range(3)},
+        {layer: ROWS[layer].tolist() for layer in range(3)},
+        ROWS.double().numpy(),
+        iter(ROWS),
+    ],
+)
+def test_directions_of_any_kind(directions):
+    made = SteeringVector("w", directions)
+    assert made.layers == (0, 1, 2)
+    assert all(torch.equal(made.at(layer), ROWS[layer]) for layer in range(3))
+    assert all(type(layer) is int for layer in made.layers)
+    assert made.select(1).layers == made.select(np.array([1])).layers == (1,)
+
+
+def test_a_vector_that_would_not_learn_is_refused():
+    learns = torch.nn.Parameter(torch.ones(4))
+    for directions in ({0: learns}, {0: 2 * learns}, [torch.ones(4), learns]):
+        with pytest.raises(ValueError, match=r"requires grad at layer \d, but a vector is a copy"):
+            SteeringVector("w", directions)
+    made = SteeringVector("w", {0: learns.detach()})
+    assert torch.equal(made.at(0), torch.ones(4))
+
+
+@pytest.mark.parametrize("texts", ["essays.txt", b"essays", "one text"])
+def test_one_text_where_many_are_wanted_is_refused(texts):
+    """A str is an iterable of its letters, each of which would be a text."""
+    with pytest.raises(TypeError, match="takes an iterable of texts"):
+        extract_corpora(None, None, texts, ["a"], name="v")
+    with pytest.raises(TypeError, match="takes an iterable of texts"):
+        extract_corpora(None, None, ["a"], texts, name="v")
+    with pytest.raises(TypeError, match="takes an iterable of texts"):
+        with_stream_norms(V, None, None, texts)
