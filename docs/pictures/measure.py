@@ -16,6 +16,7 @@ from steerfast.experiments.dose import dose_response
 from steerfast.models.load import load_model
 
 PROMPT, SHOWN, LAYER, TOKENS = "Write a review of the restaurant.", "sentiment", 10, 22
+DOSES = (-0.25, 0.0, 0.25)
 
 
 def main() -> None:
@@ -29,7 +30,9 @@ def main() -> None:
             )
             curves[each.name] = [[round(value, 3) for value in point] for point in points]
             if each.name == SHOWN:
-                texts = generations(handle, tokenizer, vector, PROMPT, LAYER, tokens=TOKENS)
+                texts = generations(
+                    handle, tokenizer, vector, PROMPT, LAYER, coefficients=DOSES, tokens=TOKENS
+                )
     found = {
         "model": name,
         "layer": LAYER,

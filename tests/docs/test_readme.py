@@ -128,15 +128,16 @@ def test_the_pictures_data_are_what_the_model_says(smollm2):
     known, layer = contrast.load(data["direction"]), data["layer"]
     vector = extract_pairs(model, tokenizer, known.train, name=known.name, position="mean")
     dose, effect, _ = data["dose_response"][known.name][-1]
+    doses = [coefficient for coefficient, _ in data["generations"]]
+    asked = {"coefficients": doses, "tokens": 8}
     with attach(model) as handle:
-        texts = generations(handle, tokenizer, vector, data["prompt"], layer, tokens=8)
+        texts = generations(handle, tokenizer, vector, data["prompt"], layer, **asked)
         points = dose_response(
             handle, tokenizer, vector, known.held_out, layers=[layer], coefficients=[dose]
         )
     assert name == data["model"]
     assert points[0].effect == pytest.approx(effect, abs=0.02)
-    for row, (coefficient, answer) in zip(texts, data["generations"], strict=True):
-        assert row["coefficient"] == coefficient
+    for row, (_, answer) in zip(texts, data["generations"], strict=True):
         assert answer.startswith(row["text"])
 
 
