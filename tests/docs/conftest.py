@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -90,14 +92,31 @@ def your_llama(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def page(your_llama, tmp_path, monkeypatch):
-    """run(name, **given): a page's Python, run in a folder that holds ``your-llama``; gives its namespace."""
-    (tmp_path / "your-llama").symlink_to(your_llama)
-    monkeypatch.chdir(tmp_path)
+class Ran(dict[str, Any]):
+    """The namespace that a page's Python left, what it printed, and the folder that it ran in."""
 
-    def run(name: str, **given: Any) -> dict[str, Any]:
-        return run_blocks(DOCS / name, given)
+    said: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def page(your_llama, tmp_path_factory):
+    """run(name, **given): a page's Python, run in a folder that holds ``your-llama``."""
+
+    def run(name: str, **given: Any) -> Ran:
+        ran = Ran(given)
+        ran.folder = given.pop("folder", None) or tmp_path_factory.mktemp("page")
+        (ran.folder / "your-llama").symlink_to(your_llama)
+        printed = io.StringIO()
+        before = Path.cwd()
+        os.chdir(ran.folder)
+        try:
+            with contextlib.redirect_stdout(printed):
+                run_blocks(DOCS / name, ran)
+        finally:
+            os.chdir(before)
+        ran.said = printed.getvalue()
+        return ran
 
     return run
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import pytest
 import torch
 
 from steerfast import contrast
@@ -23,8 +24,12 @@ def mean_stream(model, tokenizer, prompt, continuation, layer):
     return states[layer + 1][0, first:].double().mean(0)
 
 
-def test_the_examples_run(page, capsys):
-    given = page("data.md")
+@pytest.fixture(scope="module")
+def given(page):
+    return page("data.md")
+
+
+def test_the_examples_run(given):
     model, tokenizer, moods = given["model"], given["tokenizer"], given["moods"]
     assert (moods.name, len(moods.train), len(moods.held_out)) == ("mood", 3, 2)
     for name, pairs in (("mood", moods.train), ("chatty", given["pairs"])):
@@ -34,7 +39,7 @@ def test_the_examples_run(page, capsys):
             for p in pairs
         ) / len(pairs)
         torch.testing.assert_close(given[name].at(10), difference.float(), rtol=1e-4, atol=1e-5)
-    assert Path("vectors/mood.safetensors").is_file()
+    assert (given.folder / "vectors/mood.safetensors").is_file()
     assert given["prose"].provenance["counts"] == {"positive": 2, "negative": 2}
 
     assert (given["inputs"].input_ids == tokenizer.bos_token_id).sum() == 1
@@ -45,7 +50,7 @@ def test_the_examples_run(page, capsys):
     plain = model.generate(**given["inputs"], max_new_tokens=8, do_sample=False)
     assert not torch.equal(given["answer"], plain)
 
-    said = capsys.readouterr().out
+    said = given.said
     effects = [float(x) for x in re.findall(r"^[+-]0\.\d: ([+-][\d.]+), at random", said, re.M)]
     assert len(effects) == 3
     assert effects[1] == 0.0
@@ -55,17 +60,16 @@ def test_the_examples_run(page, capsys):
 
 
 def test_it_names_what_there_is():
-    shipped = re.search(r"Five sets ship, by name: (.*?) \(", PAGE, re.DOTALL)[1]
+    shipped = re.search(r"Five sets ship, by name:\s(.*?) \(", PAGE, re.DOTALL)[1]
     assert tuple(re.findall(r"`(\w+)`", shipped)) == contrast.shipped()
     scales = re.findall(r'^\| `"(\w+)"`.*\| (?:the vector|all|length)', PAGE, re.M)
     assert tuple(scales) == get_args(Scale)
 
 
-def test_the_stream_that_a_site_means(page):
+def test_the_stream_that_a_site_means(given):
     """`resid_post` of layer 10 is the layer's output, hidden_states[11], and resid_pre of layer 11."""
     from steerfast import SteeringVector, attach, steer
 
-    given = page("data.md")
     model, ids = given["model"], torch.tensor([[0, 5, 6, 7]])
     vector = SteeringVector("v", {10: torch.ones(32), 11: torch.ones(32)})
     with torch.no_grad(), attach(model) as handle:

@@ -12,9 +12,9 @@ from steerfast.ops.backends import NAMES
 PAGE = Path(__file__).parents[2] / "docs/models.md"
 
 
-def test_the_examples_run(page, capsys):
+def test_the_examples_run(page):
     given = page("models.md")
-    said = capsys.readouterr().out.splitlines()
+    said = given.said.splitlines()
     shown = re.search(r"```text\n(.*)\n```", PAGE.read_text(encoding="utf-8"))[1]
     assert said == [shown, "reference"]
     assert (given["steered"] - given["plain"]).abs().max() > 0.01

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +11,16 @@ import torch
 from steerfast import SteeringVector, save_vector
 
 
-@pytest.fixture
-def given(page):
+@pytest.fixture(scope="module")
+def given(page, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipes")
     for name, seed in (("joy", 1), ("calm", 2)):
         rng = torch.Generator().manual_seed(seed)
         directions = {layer: torch.randn(32, generator=rng) for layer in (10, 11)}
-        save_vector(SteeringVector(name, directions, {10: 6.0, 11: 8.0}), f"{name}.safetensors")
-    return page("recipes.md")
+        save_vector(
+            SteeringVector(name, directions, {10: 40.0, 11: 50.0}), folder / f"{name}.safetensors"
+        )
+    return page("recipes.md", folder=folder)
 
 
 def added(given, name, dose, layer=10):
@@ -94,7 +96,7 @@ def test_seeing_what_happens(given):
     assert after - before == pytest.approx(5.0, abs=1e-3)
 
 
-def test_files(given, capsys):
+def test_files(given):
     assert given["again"] == given["by_name"] == given["simultaneous"]
-    text = Path("vectors/bold.json").read_text(encoding="utf-8")
+    text = (given.folder / "vectors/bold.json").read_text(encoding="utf-8")
     assert sorted(re.findall(r'"vector": "(\w+)"', text)) == ["calm", "joy"]

@@ -15,14 +15,13 @@ PAGE = (ROOT / "docs/use.md").read_text(encoding="utf-8")
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def given(page):
     return page("use.md")
 
 
-def test_the_examples_run(given, hooked, capsys):
-    said = capsys.readouterr().out
-    model, tokenizer, joy = given["model"], given["tokenizer"], given["joy"]
+def test_the_examples_run(given, hooked):
+    model, joy = given["model"], given["joy"]
     assert "forward" not in vars(model.model.layers[0])  # every example detached
     one = joy.stream_norms[10] * joy.at(10) / joy.at(10).norm()
     nothing = torch.zeros_like(one)
@@ -49,11 +48,11 @@ def test_the_examples_run(given, hooked, capsys):
     real = batch.attention_mask.sum(1)
     assert given["seen"][0] == real[0] + real[2]
     assert given["seen"][1:] == [2] * 7
-    assert f"{sum(given['seen'])} rows steered in 8 forwards" in said
+    assert f"{sum(given['seen'])} rows steered in 8 forwards" in given.said
     shape = re.compile(
         r"2 of 3 rows steered\n(    resid_post\[10\]  slot \d   plan \w{8} \w+ +1 rows\n){2}"
     )
-    assert shape.search(said)
+    assert shape.search(given.said)
     assert shape.search(PAGE)
 
 

@@ -14,10 +14,10 @@ import steerfast.io.vectors
 PAGE = Path(__file__).parents[2] / "docs/vectors.md"
 
 
-def test_the_examples_run(page, hooked, capsys):
+def test_the_examples_run(page, hooked):
     given = page("vectors.md")
     text = PAGE.read_text(encoding="utf-8")
-    assert capsys.readouterr().out.strip() == re.search(r"print\(joy\)  # (.*)", text)[1]
+    assert given.said.strip() == re.search(r"print\(joy\)  # (.*)", text)[1]
     model, joy, mine = given["model"], given["joy"], given["mine"]
     units = {layer: 2.0 * mine.at(layer) / mine.at(layer).norm() for layer in (10, 11)}
     with hooked(model, units):
