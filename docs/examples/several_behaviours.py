@@ -27,7 +27,7 @@ plans = {
         (Term(joy, 0.2, (first,), "stream"), Term(formal, 0.2, (second,), "stream"))
     ),
 }
-prompts = tokenizer(["The new neighbours are"] * len(plans), return_tensors="pt").to(model.device)
+prompts = tokenizer(["Dear Sam, my week was"] * len(plans), return_tensors="pt").to(model.device)
 with attach(model) as handle, handle.use(list(plans.values())):
     out = model.generate(**prompts, max_new_tokens=24, do_sample=False, pad_token_id=0)
     print(handle.report())

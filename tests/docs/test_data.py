@@ -78,3 +78,32 @@ def test_the_stream_that_a_site_means(given):
             with handle.use(steer(vector, 3.0, layers=[layer], site=site)):
                 got = model(ids, output_hidden_states=True).hidden_states[11]
             torch.testing.assert_close(got, plain + 3.0, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.model
+def test_as_many_pairs_do_what_the_table_says(smollm2):
+    from steerfast import attach, extract_pairs
+    from steerfast.experiments.dose import dose_response
+
+    table = re.search(r"<!-- pairs -->\n(.*?)<!-- /pairs -->", PAGE, re.DOTALL)[1]
+    rows = [
+        [float(cell) for cell in row.strip("| ").split(" | ")] for row in table.splitlines()[2:]
+    ]
+    assert [int(row[0]) for row in rows] == [3, 8, 16, 32, 64]
+    model, tokenizer, _ = smollm2
+    sentiment = contrast.load("sentiment")
+
+    def of(pairs):
+        return extract_pairs(
+            model, tokenizer, sentiment.train[:pairs], name="v", position="mean", layers=[10]
+        )
+
+    with attach(model) as handle:
+        whole = of(64).at(10)
+        for pairs, cosine, down, up in rows[:2]:
+            few = of(int(pairs))
+            found = dose_response(
+                handle, tokenizer, few, sentiment.held_out, layers=[10], coefficients=(-0.2, 0.2)
+            )
+            assert abs(torch.cosine_similarity(few.at(10), whole, 0) - cosine) < 0.01
+            assert [point.effect for point in found] == pytest.approx([down, up], abs=0.06)
