@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from steerfast import SteeringVector, save_vector
+from steerfast import SteeringVector, contrast, extract_pairs, save_vector
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,14 @@ def test_a_quantised_model(given):
     plain = small.generate(**prompts, **given["options"])
     assert torch.equal(given["quantised"][1], plain[1])
     assert not torch.equal(given["quantised"][0], plain[0])
+    pairs = contrast.load("sentiment").train[
+        :4
+    ]  # a vector made on it is nearly that of the full model
+    made = [
+        extract_pairs(m, given["tokenizer"], pairs, name="v", position="mean").at(10)
+        for m in (small, given["model"])
+    ]
+    assert torch.cosine_similarity(*made, dim=0) > 0.95
 
 
 def test_seeing_what_happens(given):

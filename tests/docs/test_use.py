@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/use.md").read_text(encoding="utf-8")
+PLAN = re.compile(r"plan \w{8}")  # of digests, which depend on the vector
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
 
@@ -49,11 +50,8 @@ def test_the_examples_run(given, hooked):
     assert given["seen"][0] == real[0] + real[2]
     assert given["seen"][1:] == [2] * 7
     assert f"{sum(given['seen'])} rows steered in 8 forwards" in given.said
-    shape = re.compile(
-        r"2 of 3 rows steered\n(    resid_post\[10\]  slot \d   plan \w{8} \w+ +1 rows\n){2}"
-    )
-    assert shape.search(given.said)
-    assert shape.search(PAGE)
+    shown = re.search(r"^2 of 3 rows steered\n(?: .*\n)+", PAGE, re.M)[0]
+    assert PLAN.sub("", shown) in PLAN.sub("", given.said)
 
 
 def test_pipelines_and_streamers(given, hooked):
