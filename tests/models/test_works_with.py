@@ -18,7 +18,7 @@ from transformers import (
     pipeline,
 )
 
-from steerfast import SteeringVector, attach, steer
+from steerfast import SteerfastError, SteeringVector, attach, steer
 from steerfast.models.load import load_model
 
 LAYERS = (1, 2)
@@ -123,6 +123,24 @@ def test_an_iterator_streamer_with_generate_in_a_thread(tiny, stock):
                 running.join()
             assert "".join(pieces) == text
             assert handle.report().steered == (plan is not None)
+
+
+@pytest.mark.parametrize("negative", [None, [[3, 4]]], ids=["unconditional", "negative prompt"])
+def test_guidance_steers_both_passes_or_is_refused(negative, tiny, stock):
+    """Classifier-free guidance runs the model again inside a logits processor: rows that ``generate`` never prepared."""
+    ids = torch.arange(5, 11)[None]
+    guided = {**GREEDY, "guidance_scale": 1.5, "pad_token_id": 1}
+    if negative is not None:
+        guided["negative_prompt_ids"] = torch.tensor(negative)
+    with hooked(stock.model):
+        want = stock.model.generate(ids, **guided)
+    assert not torch.equal(want, stock.model.generate(ids, **guided))
+    with attach(tiny.model) as handle:
+        with handle.use(PLAN):
+            assert torch.equal(tiny.model.generate(ids, **guided), want)
+        generated = steer(VECTOR, 2.0, select="generated")
+        with handle.use(generated), pytest.raises(SteerfastError, match="guidance"):
+            tiny.model.generate(ids, **guided)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
