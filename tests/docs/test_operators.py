@@ -29,14 +29,12 @@ def test_the_table_is_that_of_the_code():
     assert found[1] == table(), f"the page should have:\n{table()}"
 
 
-def test_the_examples_run():
-    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+def test_the_examples_run(page):
     generator = torch.Generator().manual_seed(0)
     joy, calm = (
         SteeringVector(name, {10: torch.randn(8, generator=generator)}) for name in ("joy", "calm")
     )
-    given = {"joy": joy, "calm": calm}
-    exec(compile(code, str(PAGE), "exec"), given)
+    given = page("operators.md", joy=joy, calm=calm)
     plans = {name: value for name, value in given.items() if isinstance(value, Plan)}
     assert set(plans) == {"remove", "fix", "turn", "both", "gated"}
     reads = {
