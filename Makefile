@@ -33,9 +33,11 @@ setup: .venv/.built
 demo: setup
 	$(BIN)/steerfast demo
 
-# Tests compile CUDA wherever nvcc is (tests/ops/test_cuda_build.py), whatever torch can run.
+# Tests compile CUDA wherever nvcc is (tests/ops/test_cuda_build.py), whatever torch can run. As many at once as there
+# are cores (WORKERS=0: one after another, in one process), each with one thread.
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 # vLLM wants versions of its own. What was built by setup is seen there too: the operators are of the stable ABI.
 .venv-vllm/.installed: requirements-vllm.txt

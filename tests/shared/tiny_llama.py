@@ -9,7 +9,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
+logging.disable_progress_bar()  # what tests print is shown when they fail
 BYTES = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}  # as byte_tokenizer numbers them
 
 
