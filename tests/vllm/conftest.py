@@ -1,11 +1,12 @@
 """Real engines of vLLM over a tiny Llama in float32, and what transformers says with the same plans.
 
-Run by `make test-serving`, in an environment with vLLM; elsewhere everything here is skipped. Engines start in
-fifteen seconds and more, so that each test file starts as few as it can.
+Run by `make test-serving`, in an environment with vLLM; elsewhere everything here is skipped. An engine in processes of
+its own imports vLLM three times, twenty seconds of a core: only what needs or tests that starts one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ if importlib.util.find_spec("vllm") is None:
 # Before vLLM is imported, here and in the processes that it starts.
 os.environ |= {
     "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # engines of tests that run side by side would take the same core
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
     "STEERFAST_INLINE": "1",
@@ -26,10 +28,19 @@ os.environ |= {
 }
 
 
+def sources() -> str:
+    """A digest of the package, which is in the graphs that engines compile."""
+    root = Path(__file__).parents[2]
+    found = [*root.glob("steerfast/**/*.py"), *root.glob("kernels/*.py"), *root.glob("csrc/**/*.*")]
+    texts = (path.read_bytes() for path in sorted(found) if path.is_file())
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:12]
+
+
 @pytest.fixture(scope="session", autouse=True)
-def compile_cache(tmp_path_factory):
-    """Compiled artefacts of these tests only."""
-    os.environ.setdefault("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("vllm")))
+def compile_cache():
+    """What one engine has compiled, others find, as long as the package is the same."""
+    cache = Path(__file__).parents[2] / "build" / "vllm" / sources()
+    os.environ.setdefault("VLLM_CACHE_ROOT", str(cache))
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +59,16 @@ def oracle(folder):
     from engines import Oracle
 
     return Oracle(folder)
+
+
+# Tests that share a server, an engine or a port run one after another; the others wherever there is room.
+TOGETHER = ("test_server", "test_prefix_cache", "test_idle", "test_ray")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_sessionstart(session):

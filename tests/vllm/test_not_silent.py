@@ -27,7 +27,7 @@ def main():
         from vllm.plugins import load_general_plugins
         load_general_plugins()
         os.environ["VLLM_PLUGINS"] = ""
-    with engine(sys.argv[1]) as llm:
+    with engine(sys.argv[1], processes="late" in sys.argv) as llm:
         found = {"armed": armed(llm)}
         try:
             [out] = answers(llm, [prompt()], [sampling(PLANS["plus"])])
@@ -43,6 +43,7 @@ if __name__ == "__main__":
 
 
 def elsewhere(folder, tmp_path, *words, **environment):
+    """What an engine says in a process of its own, and with ``late`` in the processes that it starts."""
     script = tmp_path / "ask.py"
     script.write_text(IN_ANOTHER_PROCESS)
     done = subprocess.run(
