@@ -56,7 +56,7 @@ test: lint
 
 # Not `python -m pytest`: metadata that a build has left in the checkout would hide the plugin's entry points.
 test-serving: setup .venv-vllm/.built
-	$(SERVING)/pytest tests/vllm -n $(WORKERS) --maxprocesses 2 --dist loadgroup
+	$(SERVING)/pytest tests/vllm -n $(WORKERS) --maxprocesses 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

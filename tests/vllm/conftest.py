@@ -61,16 +61,6 @@ def oracle(folder):
     return Oracle(folder)
 
 
-# Tests that share a server, an engine or a port run one after another; the others wherever there is room.
-TOGETHER = ("test_server", "test_prefix_cache", "test_idle", "test_ray")
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.stem in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 def pytest_sessionstart(session):
     """Metadata of another build that lies in the way would leave every engine unarmed."""
     from importlib.metadata import entry_points
