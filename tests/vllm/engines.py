@@ -60,18 +60,22 @@ class Oracle:
         self._known: dict[tuple[Any, ...], list[int]] = {}
 
     def tokens(self, ids: Sequence[int], plan: sf.Plan | None, count: int = 12) -> list[int]:
-        key = (tuple(ids), plan and plan.digest, count)
-        if key not in self._known:
-            with self.handle.use(plan) if plan else contextlib.nullcontext():
-                out = self.model.generate(
-                    torch.tensor([ids]),
-                    max_new_tokens=count,
-                    do_sample=False,
-                    eos_token_id=None,
-                    pad_token_id=0,
-                )
-            self._known[key] = out[0, len(ids) :].tolist()
-        return self._known[key]
+        if (tuple(ids), plan and plan.digest, count) not in self._known:
+            self.learn(ids, [plan], count)
+        return self._known[tuple(ids), plan and plan.digest, count]
+
+    def learn(self, ids: Sequence[int], plans: Sequence[sf.Plan | None], count: int = 12) -> None:
+        """What ``tokens`` answers for one prompt under each plan, in one batch."""
+        with self.handle.use(list(plans)) if any(plans) else contextlib.nullcontext():
+            out = self.model.generate(
+                torch.tensor([list(ids)] * len(plans)),
+                max_new_tokens=count,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        for plan, row in zip(plans, out[:, len(ids) :].tolist(), strict=True):
+            self._known[tuple(ids), plan and plan.digest, count] = row
 
 
 def sampling(plan: sf.Plan | None, count: int = 12, **more: Any) -> Any:

@@ -261,11 +261,12 @@ def test_two_hundred_clients(up, oracle):
     for plan in plans:
         if plan is not None:
             plan_to_json(plan)
+    for ids in prompts:
+        oracle.learn(ids, plans)
     work = []
     for number in range(200):
         kind = chance.choices(("asks", "bad", "leaves", "hangs up"), (14, 3, 2, 1))[0]
         ids = chance.choice(prompts)
-        # As many (prompt, plan) pairs as the oracle answers in half a minute.
         plan = plans[(number * 7 + len(ids)) % len(plans)]
         fits = [name for name in BAD if name != "too deep"]
         if kind == "bad":
