@@ -89,7 +89,8 @@ def sampling(plan: sf.Plan | None, count: int = 12, **more: Any) -> Any:
 
 @contextlib.contextmanager
 def engine(folder: Path, *, processes: bool = False, **options: Any) -> Iterator[Any]:
-    """An offline engine; in processes of its own, as users have it, or in this one, which starts in a fifth of the time."""
+    """An offline engine; in processes of its own, as users have it, or in this one, which starts in a fifth of the time
+    (but hears that requests have ended, and gives their slots free, with the next request only)."""
     from vllm import LLM
 
     fixed = {

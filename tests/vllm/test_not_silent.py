@@ -103,7 +103,7 @@ def test_in_one_engine(folder, oracle):
     from vllm.exceptions import VLLMValidationError
 
     ids, plan = prompt(), PLANS["plus"]
-    with engine(folder) as llm:
+    with engine(folder, processes=True) as llm:
         # A batch with one bad plan is refused whole, before anything runs.
         bad = sf.steer(sf.SteeringVector("far", {9: JOY.at(1)}), 1.0)
         with pytest.raises(VLLMValidationError, match="layer 9"):
@@ -144,7 +144,7 @@ def test_in_one_engine(folder, oracle):
 def test_few_slots_for_many_plans(folder, oracle, monkeypatch):
     """Requests wait for room; nobody is refused, and nobody goes unsteered."""
     monkeypatch.setenv("STEERFAST_SLOTS", "5")
-    with engine(folder) as llm:
+    with engine(folder, processes=True) as llm:
         prompts = [prompt(30 + n, seed=n) for n in range(40)]
         plans = [sf.steer(JOY, 4.0 * (-1) ** n * (1 + n / 40), layers=[n % 4]) for n in range(40)]
         outs = answers(llm, prompts, [sampling(plan, 8) for plan in plans])
