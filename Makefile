@@ -33,9 +33,11 @@ setup: .venv/.built
 demo: setup
 	$(BIN)/steerfast demo
 
-# Tests compile CUDA wherever nvcc is (tests/ops/test_cuda_build.py), whatever torch can run.
+# Tests compile CUDA wherever nvcc is (tests/ops/test_cuda_build.py), whatever torch can run. As many at once as there
+# are cores (WORKERS=0: one after another, in one process), each with one thread.
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 # vLLM wants versions of its own. What was built by setup is seen there too: the operators are of the stable ABI.
 .venv-vllm/.installed: requirements-vllm.txt
@@ -54,7 +56,7 @@ test: lint
 
 # Not `python -m pytest`: metadata that a build has left in the checkout would hide the plugin's entry points.
 test-serving: setup .venv-vllm/.built
-	$(SERVING)/pytest tests/vllm
+	$(SERVING)/pytest tests/vllm -n $(WORKERS) --maxprocesses 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

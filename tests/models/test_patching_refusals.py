@@ -7,32 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_llama import tiny_llama
 from torch import Tensor, nn
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
 from steerfast import Plan, SteerfastError, SteeringVector, Term, attach, steer
-
-
-def tiny() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=None,
-    )
-    model = LlamaForCausalLM(config).eval()
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    return model
 
 
 def vector(seed: int = 1, layers: tuple[int, ...] = (0, 1, 2, 3), **kwargs: Any) -> SteeringVector:
@@ -95,7 +75,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("what", FOREIGN)
 def test_attach_refuses_foreign_parts_and_changes_nothing(what):
-    model = tiny()
+    model = tiny_llama()
     FOREIGN[what](model)
     before = logits(model, use_cache=False)
     forwards = [module.__dict__.get("forward") for module in model.modules()]
@@ -110,7 +90,7 @@ def test_attach_refuses_foreign_parts_and_changes_nothing(what):
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_foreign_norm_forward_is_called_or_refused(part, when):
     """Never bypassed in silence by the fused norm."""
-    model = tiny()
+    model = tiny_llama()
     stock = copy.deepcopy(model)
     path = "model.norm" if part == "norm" else f"model.layers.2.{part}"
     doubling(stock.get_submodule(path))
@@ -137,7 +117,7 @@ def test_a_foreign_norm_forward_is_called_or_refused(part, when):
     ],
 )
 def test_a_norm_replaced_after_attach_is_called_or_refused(path):
-    model = tiny()
+    model = tiny_llama()
     stock, new = copy.deepcopy(model), Doubled(64)
     swap(stock.model, path, new)
     want = logits(hooked(stock))
@@ -146,16 +126,16 @@ def test_a_norm_replaced_after_attach_is_called_or_refused(path):
         try:
             got = logits(model)
         except SteerfastError:
-            swap(model.model, path, tiny().model.get_submodule(path))
+            swap(model.model, path, tiny_llama().model.get_submodule(path))
         else:
             assert_close(got, want)
 
 
 def test_a_layer_replaced_after_attach_steers_or_is_refused():
-    model = tiny()
-    want = logits(hooked(tiny()))
+    model = tiny_llama()
+    want = logits(hooked(tiny_llama()))
     handle = attach(model)
-    model.model.layers[1] = tiny().model.layers[1]
+    model.model.layers[1] = tiny_llama().model.layers[1]
     with handle.use(PLAN):
         try:
             got = logits(model)
@@ -166,7 +146,7 @@ def test_a_layer_replaced_after_attach_steers_or_is_refused():
 
 @pytest.mark.parametrize("owner", ["LlamaDecoderLayer", "LlamaRMSNorm"])
 def test_attach_refuses_a_class_patched_by_another_library(owner, monkeypatch):
-    model, patched = tiny(), getattr(modeling_llama, owner)
+    model, patched = tiny_llama(), getattr(modeling_llama, owner)
     inner = patched.forward
     monkeypatch.setattr(
         patched, "forward", lambda self, *args, **kwargs: inner(self, *args, **kwargs) + 1
@@ -180,7 +160,7 @@ def test_attach_refuses_a_class_patched_by_another_library(owner, monkeypatch):
 def test_attach_refuses_a_replaced_norm_class(monkeypatch):
     """What Liger does: the name in transformers' module now means another class."""
     monkeypatch.setattr(modeling_llama, "LlamaRMSNorm", Doubled)
-    model = tiny()
+    model = tiny_llama()
     with pytest.raises(SteerfastError, match="Doubled"):
         attach(model)
 
@@ -192,7 +172,7 @@ def test_attach_refuses_what_is_no_llama():
     with pytest.raises(SteerfastError, match="Linear"):
         attach(nn.Linear(4, 4))
     with pytest.raises(SteerfastError, match="2 Llamas"):
-        attach(nn.ModuleList([tiny(), tiny()]))
+        attach(nn.ModuleList([tiny_llama(), tiny_llama()]))
     with pytest.raises(TypeError, match="dict"):
         attach({})
     assert not any("forward" in module.__dict__ for module in gpt2.modules())
@@ -200,15 +180,15 @@ def test_attach_refuses_what_is_no_llama():
 
 @pytest.mark.parametrize("second", ["model", "decoder"])
 def test_one_handle_at_a_time(second):
-    model = tiny()
+    model = tiny_llama()
     handle = attach(model)
     with pytest.raises(SteerfastError, match="attached already"):
         attach(model if second == "model" else model.model)
     with handle.use(PLAN):
-        assert_close(logits(model), logits(hooked(tiny())))
+        assert_close(logits(model), logits(hooked(tiny_llama())))
     handle.detach()
     attach(model).detach()
-    assert torch.equal(logits(model), logits(tiny()))
+    assert torch.equal(logits(model), logits(tiny_llama()))
 
 
 # -- vectors, terms, plans ---------------------------------------------------------------------------
@@ -271,8 +251,8 @@ DEEP = SteeringVector("deep", {3: torch.ones(64), 4: torch.ones(64)})
     ],
 )
 def test_use_refuses_and_the_outer_plan_stays(plans, error, match):
-    model = tiny()
-    want = logits(hooked(tiny()))
+    model = tiny_llama()
+    want = logits(hooked(tiny_llama()))
     handle = attach(model, slots=2)
     with handle.use(PLAN):
         with pytest.raises(error, match=match):
@@ -280,11 +260,11 @@ def test_use_refuses_and_the_outer_plan_stays(plans, error, match):
         assert_close(logits(model), want)
         with handle.use([PLAN, OTHER]):  # the refused attempts hold no room
             assert_close(logits(model)[0], want[0])
-    assert_close(logits(model), logits(tiny()))
+    assert_close(logits(model), logits(tiny_llama()))
 
 
 def test_a_full_table_has_room_again_after_release():
-    model = tiny()
+    model = tiny_llama()
     handle = attach(model, slots=1)
     with handle.use(OTHER):
         before = logits(model)
@@ -292,17 +272,17 @@ def test_a_full_table_has_room_again_after_release():
             handle.use(PLAN)
         assert torch.equal(logits(model), before)
     with handle.use(PLAN):
-        assert_close(logits(model), logits(hooked(tiny())))
+        assert_close(logits(model), logits(hooked(tiny_llama())))
 
 
 def test_a_vector_of_another_model_warns_with_both_names():
-    model = tiny()
+    model = tiny_llama()
     model.config._name_or_path = "here/Llama-Here"
     stranger = vector(provenance={"model": "there/Llama-There"})
     with attach(model) as handle:
         with pytest.warns(UserWarning, match=r"Llama-There.*Llama-Here"):
             use = handle.use(steer(stranger, 3.0))
-        assert_close(logits(model), logits(hooked(tiny())))
+        assert_close(logits(model), logits(hooked(tiny_llama())))
         use.close()
 
 
@@ -310,7 +290,7 @@ def test_a_vector_of_another_model_warns_with_both_names():
 
 
 def cached(length: int = 3) -> DynamicCache:
-    return tiny()(IDS[:, :length], use_cache=True).past_key_values
+    return tiny_llama()(IDS[:, :length], use_cache=True).past_key_values
 
 
 WRONG_CALLS = {
@@ -370,44 +350,44 @@ WRONG_CALLS = {
 @pytest.mark.parametrize("call", WRONG_CALLS)
 def test_a_call_that_the_plans_do_not_fit_fails_before_any_layer_runs(call):
     plans, run, error, match = WRONG_CALLS[call]
-    model, ran = tiny(), []
+    model, ran = tiny_llama(), []
     handle = attach(model)
     for module in (model.model.layers[0].self_attn, model.model.layers[0].mlp):
         module.register_forward_hook(lambda m, args, out: ran.append(m))
     with handle.use(plans), pytest.raises(error, match=match):
         run(model)
     assert not ran
-    assert_close(logits(model), logits(tiny()))
+    assert_close(logits(model), logits(tiny_llama()))
     with handle.use(PLAN):
-        assert_close(logits(model), logits(hooked(tiny())))
+        assert_close(logits(model), logits(hooked(tiny_llama())))
 
 
 def test_prompt_lengths_of_another_batch_are_refused():
-    model = tiny()
+    model = tiny_llama()
     handle = attach(model)
     with (
         handle.use(PLAN, prompt_lengths=[3, 3, 3]),
         pytest.raises(ValueError, match=r"3 prompt lengths.*2 rows"),
     ):
         logits(model)
-    assert_close(logits(model), logits(tiny()))
+    assert_close(logits(model), logits(tiny_llama()))
 
 
 def test_a_4d_mask_is_fine_while_nothing_is_steered():
-    model, mask = tiny(), torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
+    model, mask = tiny_llama(), torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
     attach(model)
-    assert_close(logits(model, attention_mask=mask), logits(tiny(), attention_mask=mask))
+    assert_close(logits(model, attention_mask=mask), logits(tiny_llama(), attention_mask=mask))
 
 
 def test_a_mask_wider_than_the_tokens_is_refused_or_right():
     """transformers reads its first columns; the last ones would leave real tokens unsteered."""
-    model, mask = tiny(), torch.tensor([[1] * 6 + [0] * 3] * 2)
+    model, mask = tiny_llama(), torch.tensor([[1] * 6 + [0] * 3] * 2)
     with attach(model) as handle, handle.use(PLAN):
         try:
             got = logits(model, attention_mask=mask)
         except (ValueError, SteerfastError):
             return
-        assert_close(got, logits(hooked(tiny()), attention_mask=mask))
+        assert_close(got, logits(hooked(tiny_llama()), attention_mask=mask))
 
 
 # -- other libraries on top of, or below, the patch --------------------------------------------------
@@ -415,7 +395,7 @@ def test_a_mask_wider_than_the_tokens_is_refused_or_right():
 
 @pytest.mark.parametrize("path", ["model.layers.1", "model.norm", "model"])
 def test_detach_below_another_patch_raises_and_changes_nothing(path):
-    model = tiny()
+    model = tiny_llama()
     handle = attach(model)
     module = model.get_submodule(path)
     ours = module.forward
@@ -426,10 +406,10 @@ def test_detach_below_another_patch_raises_and_changes_nothing(path):
             handle.detach()
         assert [m.__dict__.get("forward") for m in model.modules()] == patched
         assert module.forward is theirs
-        assert_close(logits(model), logits(hooked(tiny())))
+        assert_close(logits(model), logits(hooked(tiny_llama())))
     module.forward = ours
     handle.detach()
-    assert torch.equal(logits(model), logits(tiny()))
+    assert torch.equal(logits(model), logits(tiny_llama()))
     assert not any("forward" in m.__dict__ for m in model.modules())
 
 
@@ -464,10 +444,10 @@ def dispatch(model: nn.Module, folder: Any) -> None:
 @pytest.mark.parametrize("order", ["attach, offload", "offload, attach"])
 def test_an_offloaded_model_equals_one_that_is_not(offload, order, tmp_path):
     pytest.importorskip("accelerate")
-    model = tiny()
-    idle, want = logits(model), logits(hooked(tiny()))
-    tokens = tiny().generate(IDS, max_new_tokens=4, do_sample=False)
-    steered_tokens = hooked(tiny()).generate(IDS, max_new_tokens=4, do_sample=False)
+    model = tiny_llama()
+    idle, want = logits(model), logits(hooked(tiny_llama()))
+    tokens = tiny_llama().generate(IDS, max_new_tokens=4, do_sample=False)
+    steered_tokens = hooked(tiny_llama()).generate(IDS, max_new_tokens=4, do_sample=False)
     if order == "attach, offload":
         handle = attach(model)
         offload(model, tmp_path)

@@ -6,7 +6,8 @@ import random
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+from tiny_llama import tiny_llama
+from transformers import StaticCache
 
 from steerfast import (
     Condition,
@@ -25,19 +26,7 @@ BATCH, PROMPT, CHANGES = 2, 6, 1000
 
 
 def tiny():
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.2,
-        pad_token_id=0,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama(hidden=32, layers=2, vocabulary=64, heads=2, spread=0.2, seed=1)
 
 
 def vector(seed):

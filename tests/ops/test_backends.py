@@ -16,6 +16,7 @@ from steerfast import SteerfastError
 from steerfast.ops import backends
 
 CPU = torch.device("cpu")
+SHARED = Path(__file__).parents[1] / "shared"
 
 
 def test_names():
@@ -79,18 +80,18 @@ def test_without_a_compiled_part(tmp_path):
 import sys; sys.path.insert(0, PATH)
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder)]
 import torch, steerfast
-from transformers import LlamaConfig, LlamaForCausalLM
 from steerfast import SteeringVector, attach, steer
 from steerfast.ops import backends
 assert steerfast.__file__.startswith(PATH)
-config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
-model = LlamaForCausalLM(config).eval()
+sys.path.append(SHARED)
+from tiny_llama import tiny_llama
+model = tiny_llama(hidden=16, layers=2)
 ids = torch.arange(5)[None]
 with torch.no_grad(), attach(model) as handle:
     plain = model(ids).logits
     with handle.use(steer(SteeringVector("v", {0: torch.ones(16)}), 5.0)):
         assert not torch.equal(model(ids).logits, plain)
 print(handle.backend, backends.build_info(), backends.statuses()[2].detail)
-""".replace("PATH", repr(str(tmp_path)))
+""".replace("PATH", repr(str(tmp_path))).replace("SHARED", repr(str(SHARED)))
     said = python(code)
     assert said.startswith("reference None not built; run STEERFAST_BUILD=cpu")

@@ -33,15 +33,6 @@ FAMILIES = list(dict.fromkeys(case.family for case in testing.cases(quick=True))
 LAWS = testing.LAWS | testing.EXACT_LAWS
 WIDTHS = (1, 7, 100, 576)
 QUICK = ((torch.float16, 100), (torch.float32, 7))
-THREADS = torch.get_num_threads()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tensors are small, and threads that wait for work take it from whatever else is running."""
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(THREADS)
 
 
 def names() -> list[str]:
@@ -86,14 +77,22 @@ def test_cases(backend, family):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.fixture
+def several_threads():
+    """The size of a batch decides how many of them take part."""
+    torch.set_num_threads(max(2, os.cpu_count() or 1))
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("name", LAWS)
-def test_laws(backend, name):
+def test_laws(backend, name, request):
     run, quick = backend
     if run is reference and name == "rows_are_independent":
         pytest.skip("torch's sums depend on the number of rows")
     more = {}
     if name == "rows_are_independent":
-        torch.set_num_threads(THREADS)  # the size of a batch decides who takes part
+        request.getfixturevalue("several_threads")
         more = {"sizes": (1, 2, 7, 17)} if quick else {}
     for dtype, width in QUICK if quick else itertools.product(testing.DTYPES, WIDTHS):
         LAWS[name](run, dtype, width, **more)

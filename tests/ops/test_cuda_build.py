@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 ARCHS = ("sm_80", "sm_90", "sm_100")
@@ -39,13 +40,14 @@ pytestmark = pytest.mark.skipif(
 
 def build(target: Path) -> str:
     """Builds in build/ninja, as an installation does, so that what is there already is used; not in place."""
-    done = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--build-lib", str(target)],
-        cwd=ROOT,
-        env={**os.environ, "STEERFAST_BUILD": "cuda"},
-        capture_output=True,
-        text=True,
-    )
+    with FileLock(ROOT / "build/ninja.lock"):  # another process may be reading the reports
+        done = subprocess.run(
+            [sys.executable, "setup.py", "build_ext", "--build-lib", str(target)],
+            cwd=ROOT,
+            env={**os.environ, "STEERFAST_BUILD": "cuda"},
+            capture_output=True,
+            text=True,
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from steerfast import testing
 from steerfast.ops import reference
@@ -57,15 +58,6 @@ BARRIERS = [
     if path.name != "ops_cuda.cu"
     for number, _ in enumerate(BARRIER.finditer(path.read_text()))
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Of torch: its tensors are small here, and the compiler is at work beside it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -335,14 +327,15 @@ def in_the_driver(driver) -> set[str]:
 
 def in_the_library() -> set[str] | None:
     """Those in ptxas's reports of the last build, if that was of today's sources."""
-    logs = list((builder.ROOT / "build/ninja").glob("*.cu.o.log"))
-    sources = [path for path in builder.CSRC.glob("*.*") if path.suffix != ".cpp"]
-    newest = max(path.stat().st_mtime for path in sources)
-    if not logs or min(log.stat().st_mtime for log in logs) < newest or not shutil.which("c++filt"):
+    with FileLock(builder.ROOT / "build/ninja.lock"):  # test_cuda_build.py may be building
+        logs = list((builder.ROOT / "build/ninja").glob("*.cu.o.log"))
+        sources = [path for path in builder.CSRC.glob("*.*") if path.suffix != ".cpp"]
+        newest = max(path.stat().st_mtime for path in sources)
+        old = not logs or min(log.stat().st_mtime for log in logs) < newest
+        reports = "".join(log.read_text() for log in logs)
+    if old or not shutil.which("c++filt"):
         return None
-    names = re.findall(
-        r"Compiling entry function '(\w+)'", "".join(log.read_text() for log in logs)
-    )
+    names = re.findall(r"Compiling entry function '(\w+)'", reports)
     done = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True)
     return {emulated.kernel_in(name) for name in done.stdout.splitlines()}
 

@@ -52,15 +52,6 @@ def caught(backend: Any, laws: Sequence[str] = ()) -> str:
     return ""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tensors are small, and threads that wait for work take it from whatever else is running."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class TestReference:
     LAWS = ("unsteered_rows_keep_their_bits", "forms_agree", "edits_show_at_once")
 

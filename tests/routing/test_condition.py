@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_llama import tiny_llama
 
 from steerfast import Condition, SteerfastError, SteeringVector, Test, attach, steer
 
@@ -84,19 +84,7 @@ def test_digest_is_of_what_is_decided():
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=D,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-        pad_token_id=0,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama(hidden=D, layers=LAYERS, vocabulary=64, heads=2, spread=0.3, seed=3)
 
 
 def streams(model, prompt):

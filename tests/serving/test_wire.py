@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 
@@ -57,9 +58,8 @@ def test_it_is_data():
     assert wire["cost"] == [1, 1, 0]
 
 
-def steered(plan, prompt, position):
-    """(phase's content, gain) of a position, or None: from the plan itself, without a course."""
-    lowered = lower(plan)
+def steered(plan, lowered, prompt, count):
+    """(phase's content, gain) of each position, or None: from the plan itself, without a course."""
     places = {"start": 0, "prompt_end": len(prompt)}
     for sequence in lowered.sequences:
         ends = [
@@ -68,16 +68,21 @@ def steered(plan, prompt, position):
             if tuple(prompt[at - len(sequence) : at]) == sequence
         ]
         places[sequence] = ends[-1] - 1
-    state = tuple(
-        sum(places[origin] + offset <= position for offset in offsets)
-        for origin, offsets in zip(lowered.origins, lowered.offsets, strict=True)
-    )
-    phase = lowered.phase_of[state]
-    if phase < 0 or not lowered.phases[phase].sites:
-        return None
-    gain = 1.0 if plan.schedule is None else plan.schedule.at(position - len(prompt))
     verdict = None if plan.condition is None else (plan.condition.digest, tuple(prompt))
-    return plan.digest, phase, gain, verdict
+    digest = plan.digest
+
+    def at(position):
+        state = tuple(
+            sum(places[origin] + offset <= position for offset in offsets)
+            for origin, offsets in zip(lowered.origins, lowered.offsets, strict=True)
+        )
+        phase = lowered.phase_of[state]
+        if phase < 0 or not lowered.phases[phase].sites:
+            return None
+        gain = 1.0 if plan.schedule is None else plan.schedule.at(position - len(prompt))
+        return digest, phase, gain, verdict
+
+    return [at(position) for position in range(count)]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -86,28 +91,28 @@ def test_equal_keys_mean_equal_steering(seed):
     chance = random.Random(seed)
     tokens = [chance.randrange(1, 20) for _ in range(64)]
     tokens[5:7] = MARK
-    plans = [plan for plan in (random_plan(chance, tokens[:20]) for _ in range(2)) if plan]
-    requests = []
-    for plan in plans:
-        if prepare(plan) is None:
+    blocks = [slice(start, start + BLOCK) for start in range(0, 64, BLOCK)]
+    requests = []  # (steering of every position, key of every block)
+    for plan in [random_plan(chance, tokens[:20]) for _ in range(2)]:
+        prepared = plan and prepare(plan)
+        if prepared is None:
             continue
+        lowered = lower(plan)
         for length in chance.sample(range(1, 60), 6):
+            prompt = tokens[:length]
             try:
-                requests.append((plan, tokens[:length], wire_of(plan, tokens[:length])))
+                wire = to_wire(prepared, length, prompt)
             except ValueError:  # a sequence that is not in this prompt
                 continue
-    for plan, prompt, wire in requests:
-        for start in range(0, 64, BLOCK):
-            acts = any(steered(plan, prompt, at) for at in range(start, start + BLOCK))
-            assert (block_key(wire, start, start + BLOCK) is not None) == acts
-    for index, (plan, prompt, wire) in enumerate(requests):
-        for other_plan, other_prompt, other_wire in requests[:index]:
-            for start in range(0, 64, BLOCK):
-                keys = [block_key(one, start, start + BLOCK) for one in (wire, other_wire)]
-                if keys[0] != keys[1]:
-                    break
-                for at in range(start, start + BLOCK):
-                    assert steered(plan, prompt, at) == steered(other_plan, other_prompt, at)
+            keys = [block_key(wire, block.start, block.stop) for block in blocks]
+            requests.append((steered(plan, lowered, prompt, 64), keys))
+    for steering, keys in requests:
+        assert [key is not None for key in keys] == [any(steering[block]) for block in blocks]
+    for (steering, keys), (others, other_keys) in itertools.combinations(requests, 2):
+        for block, key, other in zip(blocks, keys, other_keys, strict=True):
+            if key != other:
+                break
+            assert steering[block] == others[block]
 
 
 def test_keys_are_shared_as_far_as_steering_is():

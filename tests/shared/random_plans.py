@@ -5,7 +5,7 @@ from __future__ import annotations
 import plan_oracle
 import torch
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_llama import tiny_llama
 
 from steerfast import (
     AfterSequence,
@@ -26,19 +26,7 @@ SITES = ["resid_pre", "resid_mid", "resid_post"]
 
 
 def llama(seed=3):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=D,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        pad_token_id=0,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama(hidden=D, layers=LAYERS, vocabulary=VOCABULARY, spread=0.3, seed=seed)
 
 
 PLAIN = llama()  # never patched: the oracle's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import plan_oracle
@@ -40,8 +41,13 @@ def last_logits(head, numbers):
 
 def alone(plan, tokens, model=MODEL):
     """Logits [T, V] of one request: no batch, no fork, the patched model."""
-    with attach(model) as handle, handle.use(plan, prompts=[tokens]), torch.inference_mode():
-        return model(torch.tensor([tokens])).logits[0].double()
+    with attach(model) as handle:
+        return one_of(handle, plan, tokens)
+
+
+def one_of(handle, plan, tokens):
+    with handle.use(plan, prompts=[tokens]), torch.inference_mode():
+        return handle.model(torch.tensor([tokens])).logits[0].double()
 
 
 def drawn(rng, plans=6, prompts=3):
@@ -64,13 +70,16 @@ def drawn(rng, plans=6, prompts=3):
 @given(st.randoms(use_true_random=True))
 def test_forked_answers_are_those_of_the_oracle(rng):
     plans, prompts = drawn(rng)
+    expected = torch.stack(
+        [
+            torch.stack([plan_oracle.outcome(PLAIN, ids, ids, one)[0][-1] for ids in prompts])
+            for one in plans
+        ]
+    )
     for tokens in (4096, 3 * max(map(len, prompts))):
         result = sweep(MODEL, plans, prompts, last_logits, batch_tokens=tokens)
         assert not result.isnan().any()
-        for row, one in enumerate(plans):
-            for column, tokens_ in enumerate(prompts):
-                expected = plan_oracle.outcome(PLAIN, tokens_, tokens_, one)[0][-1].double()
-                torch.testing.assert_close(result[row, column], expected, rtol=2e-4, atol=2e-4)
+        torch.testing.assert_close(result, expected.double(), rtol=2e-4, atol=2e-4)
 
 
 @settings(max_examples=15, deadline=None)
@@ -80,9 +89,9 @@ def test_every_token_of_every_plan_as_one_at_a_time(rng):
     plans, prompts = drawn(rng)
     longest = max(map(len, prompts))
     result = sweep(MODEL, plans, prompts, lambda head, _: Logits(head, False, longest))
-    for row, one in enumerate(plans):
-        for column, tokens in enumerate(prompts):
-            expected = alone(one, tokens)
+    with attach(MODEL) as handle:
+        for (row, one), (column, tokens) in itertools.product(enumerate(plans), enumerate(prompts)):
+            expected = one_of(handle, one, tokens)
             got = result[row, column].reshape(longest, -1)[: len(tokens)]
             bound = 1e-5 * float(expected.abs().max())
             assert float((got - expected).abs().max()) <= bound

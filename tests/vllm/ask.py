@@ -1,4 +1,4 @@
-"""A program: answers of one engine as JSON, with every probability as its bits. python ask.py <model> <eager: 0 or 1>."""
+"""A program: answers of two engines, eager and compiled, as JSON, with every probability as its bits. python ask.py <model>."""
 
 import json
 import struct
@@ -11,7 +11,7 @@ def bits(value: float) -> str:
     return struct.pack("<d", value).hex()
 
 
-def main(folder: str, eager: bool) -> None:
+def answered(folder: str, eager: bool) -> list[dict]:
     prompts = [prompt(length, seed) for seed, length in enumerate((140, 33, 64, 5))]
     params = sampling(None, 16, logprobs=5, prompt_logprobs=0)
     found = []
@@ -31,8 +31,8 @@ def main(folder: str, eager: bool) -> None:
                         ],
                     }
                 )
-    print(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] == "1")
+    print(json.dumps({how: answered(sys.argv[1], how == "eager") for how in ("eager", "compiled")}))

@@ -1,17 +1,17 @@
 """Real engines of vLLM over a tiny Llama in float32, and what transformers says with the same plans.
 
-Run by `make test-serving`, in an environment with vLLM; elsewhere everything here is skipped. Engines start in
-fifteen seconds and more, so that each test file starts as few as it can.
+Run by `make test-serving`, in an environment with vLLM; elsewhere everything here is skipped. An engine in processes of
+its own imports vLLM three times, twenty seconds of a core: only what needs or tests that starts one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 from pathlib import Path
 
 import pytest
-import torch
 
 if importlib.util.find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -19,6 +19,7 @@ if importlib.util.find_spec("vllm") is None:
 # Before vLLM is imported, here and in the processes that it starts.
 os.environ |= {
     "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # engines of tests that run side by side would take the same core
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
     "STEERFAST_INLINE": "1",
@@ -27,46 +28,29 @@ os.environ |= {
 }
 
 
+def sources() -> str:
+    """A digest of the package, which is in the graphs that engines compile."""
+    root = Path(__file__).parents[2]
+    found = [*root.glob("steerfast/**/*.py"), *root.glob("kernels/*.py"), *root.glob("csrc/**/*.*")]
+    texts = (path.read_bytes() for path in sorted(found) if path.is_file())
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:12]
+
+
 @pytest.fixture(scope="session", autouse=True)
-def compile_cache(tmp_path_factory):
-    """Compiled artefacts of these tests only."""
-    os.environ.setdefault("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("vllm")))
+def compile_cache():
+    """What one engine has compiled, others find, as long as the package is the same."""
+    cache = Path(__file__).parents[2] / "build" / "vllm" / sources()
+    os.environ.setdefault("VLLM_CACHE_ROOT", str(cache))
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     """A saved Llama whose greedy tokens vary (4 layers, D = 256, 512 tokens), with a byte-level tokenizer."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from tiny_llama import save_tiny_llama
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<s>": 0, "</s>": 1, **{letter: n + 2 for n, letter in enumerate(alphabet)}}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=32,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        initializer_range=0.1,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    sizes = {"hidden": 256, "heads": 8, "vocabulary": 512, "max_position_embeddings": 2048}
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", template, **sizes)
 
 
 @pytest.fixture(scope="session")

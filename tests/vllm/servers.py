@@ -33,10 +33,10 @@ class Server:
         self.url, self.process, self.log = url, process, log
 
     def get(self, path: str, **more) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=60, **more)
+        return httpx.get(self.url + path, timeout=600, **more)
 
     def post(self, path: str, **more) -> httpx.Response:
-        return httpx.post(self.url + path, timeout=120, **more)
+        return httpx.post(self.url + path, timeout=600, **more)
 
     def health(self) -> dict:
         return self.get("/steerfast/health").json()
@@ -67,7 +67,7 @@ def server(folder: Path, log: Path, environment: dict[str, str], *options: str) 
         )
     here = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        for _ in range(240):
+        for _ in range(2400):
             with contextlib.suppress(httpx.HTTPError):
                 if here.get("/health").status_code == 200:
                     break
@@ -81,6 +81,6 @@ def server(folder: Path, log: Path, environment: dict[str, str], *options: str) 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(60)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

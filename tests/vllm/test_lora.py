@@ -75,7 +75,7 @@ def test_adapters_and_plans(mode, folder, adapters, monkeypatch):
     asked = [(name, key) for key in KEYS for name in adapters]
     wanted = {(name, key): adapters[name][1].tokens(ids, PLANS[key]) for name, key in asked}
     assert len({tuple(each) for each in wanted.values()}) == len(asked)  # every pair shows
-    with engine(folder, **OPTIONS) as llm:
+    with engine(folder, processes=True, **OPTIONS) as llm:
         assert armed(llm)["mode"] == mode
 
         def ask(prompts, pairs):

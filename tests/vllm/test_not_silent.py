@@ -27,7 +27,7 @@ def main():
         from vllm.plugins import load_general_plugins
         load_general_plugins()
         os.environ["VLLM_PLUGINS"] = ""
-    with engine(sys.argv[1]) as llm:
+    with engine(sys.argv[1], processes="late" in sys.argv) as llm:
         found = {"armed": armed(llm)}
         try:
             [out] = answers(llm, [prompt()], [sampling(PLANS["plus"])])
@@ -43,6 +43,7 @@ if __name__ == "__main__":
 
 
 def elsewhere(folder, tmp_path, *words, **environment):
+    """What an engine says in a process of its own, and with ``late`` in the processes that it starts."""
     script = tmp_path / "ask.py"
     script.write_text(IN_ANOTHER_PROCESS)
     done = subprocess.run(
@@ -102,7 +103,7 @@ def test_in_one_engine(folder, oracle):
     from vllm.exceptions import VLLMValidationError
 
     ids, plan = prompt(), PLANS["plus"]
-    with engine(folder) as llm:
+    with engine(folder, processes=True) as llm:
         # A batch with one bad plan is refused whole, before anything runs.
         bad = sf.steer(sf.SteeringVector("far", {9: JOY.at(1)}), 1.0)
         with pytest.raises(VLLMValidationError, match="layer 9"):
@@ -143,7 +144,7 @@ def test_in_one_engine(folder, oracle):
 def test_few_slots_for_many_plans(folder, oracle, monkeypatch):
     """Requests wait for room; nobody is refused, and nobody goes unsteered."""
     monkeypatch.setenv("STEERFAST_SLOTS", "5")
-    with engine(folder) as llm:
+    with engine(folder, processes=True) as llm:
         prompts = [prompt(30 + n, seed=n) for n in range(40)]
         plans = [sf.steer(JOY, 4.0 * (-1) ** n * (1 + n / 40), layers=[n % 4]) for n in range(40)]
         outs = answers(llm, prompts, [sampling(plan, 8) for plan in plans])

@@ -34,7 +34,8 @@ def steerfast(*words, cwd):
 def test_as_the_readme_says(tmp_path):
     steerfast("checkpoint", "smollm2", "--dtype", "float32", cwd=tmp_path)
     out = "vectors/sentiment.safetensors"
-    steerfast("extract", "--pairs", "sentiment", "--out", out, "--dtype", "float32", cwd=tmp_path)
+    of = ("--model", "smollm2", "--dtype", "float32")  # the checkpoint: read faster than GGUF
+    steerfast("extract", "--pairs", "sentiment", "--out", out, *of, cwd=tmp_path)
     plan = (
         '{"terms": [{"vector": "sentiment", "layers": [10], "coefficient": %s, "scale": "stream"}]}'
     )

@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 ROOT = Path(__file__).parents[3]
 CSRC = ROOT / "csrc"
 EMULATION = Path(__file__).parent
@@ -106,13 +108,14 @@ def _named(stem: str, *content: Any) -> Path:
 
 
 def _made(target: Path, command: Sequence[str | Path | None]) -> Path:
-    """The file, by the command if need be: whole or not at all, whoever else is making the same."""
-    if target.exists():
-        target.touch()
-        return target
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}")
-    _checked([*command, "-o", unfinished])
-    unfinished.replace(target)
+    """The file, by the command if need be: whole or not at all, and made by one process while others wait."""
+    with FileLock(f"{target}.lock"):
+        if target.exists():
+            target.touch()
+            return target
+        unfinished = target.with_name(f"{target.name}.unfinished")
+        _checked([*command, "-o", unfinished])
+        unfinished.replace(target)
     return target
 
 
