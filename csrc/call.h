@@ -7,8 +7,8 @@
 //     int32_t type() const, index() const;           // of the results, in aoti's numbers
 //     void run(const SteerParams&) const;            // rows and width are not 0
 //
-// Argument checks here are terse; steerfast/ops/arguments.py repeats those of a failing call in Python, where
-// the message can name shapes, what was wanted and the next step.
+// Argument checks here are terse; steerfast/ops/arguments.py repeats those of a failing call in
+// Python, where the message can name shapes, what was wanted and the next step.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -72,7 +72,8 @@ PYBIND11_MODULE(_C, m) {
         return info;
       },
       "CPU instruction sets, CUDA architectures, the LibTorch ABI target and the compiler.");
-  py::class_<Router>(m, "Router", "Fills the route of a ragged batch; see steerfast.routing.router.")
+  py::class_<Router>(m, "Router",
+                     "Fills the route of a ragged batch; see steerfast.routing.router.")
       .def(py::init<int64_t>(), py::arg("seats"))
       .def_property_readonly("seats", &Router::seats)
       .def(

@@ -25,8 +25,8 @@ struct Route<true> {
 
 // Slots, bank rows and programs are not checked here, as they are on the CPU: nothing cheap could
 // report them, and to leave such a row unsteered would be silently wrong. Whoever fills the route
-// answers for it (steerfast/routing/route.py). -DSTEERFAST_DEBUG stops the kernel, which then fails at the
-// next synchronisation.
+// answers for it (steerfast/routing/route.py). -DSTEERFAST_DEBUG stops the kernel, which then fails
+// at the next synchronisation.
 template <bool kReads>
 __device__ inline Route<kReads> route_of(const SteerParams& p, int32_t slot, float gain) {
   Route<kReads> route;

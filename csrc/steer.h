@@ -1,5 +1,6 @@
 // What every kernel of the package is given: plain pointers and sizes, no torch. The layout of
-// records and reads is that of steerfast/ops/records.py, their meaning that of steerfast/ops/reference.py.
+// records and reads is that of steerfast/ops/records.py, their meaning that of
+// steerfast/ops/reference.py.
 #pragma once
 
 #include <cstdint>

@@ -11,8 +11,8 @@
 //
 // BFloat16 rounds with integer arithmetic: the hardware conversion flushes denormals. That keeps
 // every NaN a NaN unless its payload is all ones in the low bits, which neither bfloat16 inputs nor
-// arithmetic produce; deltas are finite (steerfast.table.table refuses others), and the one scalar that a
-// caller could set to such a NaN passes through canonical().
+// arithmetic produce; deltas are finite (steerfast.table.table refuses others), and the one scalar
+// that a caller could set to such a NaN passes through canonical().
 //
 // sum() adds lane i + lane i + 16, then + 8, + 4, + 2, + 1: the fixed end of every reduction.
 #pragma once

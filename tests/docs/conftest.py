@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
+from tiny_llama import save_tiny_llama
 
 DOCS = Path(__file__).parents[2] / "docs"
 # What a block may use that `make setup` does not promise.
@@ -58,38 +58,9 @@ def run_blocks(page: Path, given: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def your_llama(tmp_path_factory):
     """A saved Llama (12 layers, D = 32) with a byte-level tokenizer that puts <s> in front, and a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {name: n for n, name in enumerate(("<s>", "</s>", *letters))}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 0)]
-    )
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    )
-    tokenizer.chat_template = CHAT
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=12,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=None,
-        pad_token_id=1,
-    )
     folder = tmp_path_factory.mktemp("models") / "your-llama"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    sizes = {"hidden": 32, "layers": 12, "vocabulary": 258, "heads": 2, "spread": 0.2}
+    return save_tiny_llama(folder, CHAT, bos_in_front=True, eos_token_id=None, **sizes)
 
 
 class Ran(dict[str, Any]):

@@ -19,7 +19,7 @@ LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 # Their code needs engines and servers: tests/vllm runs it.
 ELSEWHERE = {"serving.md"}
 # Laid out by what measures and by who serves, not by hand.
-WIDE = {"benchmarks.md", "design.md", "serving.md"}
+WIDE = {"benchmarks.md"}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tiny_llama import tiny_llama
+from transformers import AutoTokenizer
 
 import steerfast
 from steerfast import Plan, SteeringVector, attach, steer
@@ -21,17 +22,7 @@ NAMES = {name: getattr(steerfast, name) for name in ("AfterSequence", "First", "
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=258,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=12,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama(hidden=32, layers=12, vocabulary=258, heads=2, eos_token_id=1)
 
 
 def vector(name, seed):

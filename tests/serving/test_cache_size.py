@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from transformers import ContinuousBatchingConfig, LlamaConfig, LlamaForCausalLM
+from tiny_llama import tiny_llama
+from transformers import ContinuousBatchingConfig
 
 from steerfast import Condition, SteeringVector, Test, attach, steer
 from steerfast.serving import batch, cache_size, generate_batch
@@ -17,19 +18,7 @@ D, LAYERS, VOCABULARY = 32, 2, 64
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=D,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-        pad_token_id=0,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama(hidden=D, layers=LAYERS, vocabulary=VOCABULARY, heads=2, spread=0.3, seed=5)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -44,22 +44,28 @@ def tiny_llama(
     return model
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a byte (258 in all); ``<s>`` is 0, ``</s>`` 1 and pads."""
+def byte_tokenizer(*, bos_in_front: bool = False) -> PreTrainedTokenizerFast:
+    """A token a byte (258 in all); ``<s>`` is 0, and stands in front of every text if asked for; ``</s>`` is 1 and pads."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<s>": 0, "</s>": 1, **{letter: n + 2 for n, letter in enumerate(alphabet)}}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
+    if bos_in_front:
+        core.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
 
 
-def save_tiny_llama(folder: Path, template: str | None = None, **knobs: Any) -> Path:
+def save_tiny_llama(
+    folder: Path, template: str | None = None, *, bos_in_front: bool = False, **knobs: Any
+) -> Path:
     """A folder as ``--model FOLDER`` and servers take it; the tokenizer's chat template, or none."""
-    tiny_llama(**BYTES, **knobs).save_pretrained(folder)
-    tokenizer = byte_tokenizer()
+    tiny_llama(**{**BYTES, **knobs}).save_pretrained(folder)
+    tokenizer = byte_tokenizer(bos_in_front=bos_in_front)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return folder
