@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class ForwardPass:
 
     def __init__(self, table: Table, backend: str, measured: frozenset[int] = frozenset()) -> None:
         self.routing = Routing(table, measured)
-        self.backend, self.ops = backend, implementation(backend)
+        self.backend = backend
         self.shape = (0, 0)
         self.running = False  # between the start and the end of the model's forward
         self.fusing = True  # False where something wants to see every norm called
@@ -38,6 +39,11 @@ class ForwardPass:
     @property
     def table(self) -> Table:
         return self.routing.table
+
+    @property
+    def ops(self) -> ModuleType:
+        """The functions of the backend. No attribute: a copied model would copy the module."""
+        return implementation(self.backend)
 
     # -- the route ------------------------------------------------------------------------------
 

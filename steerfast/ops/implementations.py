@@ -6,7 +6,9 @@ from types import ModuleType
 
 from steerfast.ops import fused, reference, triton
 
+_MODULES = {"reference": reference, "triton": triton}
+
 
 def implementation(backend: str) -> ModuleType:
     """The module with the ops of a backend, as ``backends.resolve`` names it; ``fused`` is both compiled ones."""
-    return {"reference": reference, "triton": triton}.get(backend, fused)
+    return _MODULES.get(backend, fused)
