@@ -1,5 +1,6 @@
 # make demo    set up, then steer a real model
 # make test    set up, then linters and the whole test suite
+# make setup-serving   .venv-vllm: vLLM in an environment of its own
 # make setup   .venv with pinned dependencies and the built extension; what the others start with
 # make bench   the benchmarks, saved to benchmarks/results, and the documents' tables made anew
 # make bench-serving   that of vLLM, in .venv-vllm
@@ -13,7 +14,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
 SERVING := .venv-vllm/bin
 
-.PHONY: setup demo test test-serving lint bench bench-serving clean
+.PHONY: setup setup-serving demo test test-serving lint bench bench-serving clean
 
 setup: .venv/.built
 
@@ -54,8 +55,10 @@ test: lint
 	STEERFAST_BUILD=none $(SERVING)/python -m pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
 	@touch $@
 
+setup-serving: setup .venv-vllm/.built
+
 # Not `python -m pytest`: metadata that a build has left in the checkout would hide the plugin's entry points.
-test-serving: setup .venv-vllm/.built
+test-serving: setup-serving
 	$(SERVING)/pytest tests/vllm -n $(WORKERS) --maxprocesses 2 --dist loadfile
 
 lint: setup
@@ -67,7 +70,7 @@ lint: setup
 # Under 15 minutes on two cores, the peers' environments (.venv-peers) included. Leave the machine alone meanwhile.
 MODEL := build/SmolLM2-135M-Instruct
 bench: setup
-	$(BIN)/steerfast checkpoint $(MODEL)    # reading GGUF anew would take each script twenty seconds
+	$(BIN)/steerfast checkpoint $(MODEL)    # read from GGUF once, not by each script
 	$(BIN)/python benchmarks/bench_ops.py --save
 	$(BIN)/python benchmarks/bench_roofline.py --save
 	$(BIN)/python benchmarks/bench_scale.py --save
@@ -79,7 +82,7 @@ bench: setup
 	$(BIN)/python benchmarks/bench_sweep.py --model $(MODEL) --behaviours myopic --prompts 1 --cells 8 --save
 	$(BIN)/python benchmarks/report.py --write
 
-bench-serving: setup .venv-vllm/.built
+bench-serving: setup-serving
 	$(SERVING)/python benchmarks/bench_serving.py --save
 	$(BIN)/python benchmarks/report.py --write
 
