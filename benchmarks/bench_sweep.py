@@ -57,7 +57,7 @@ def versions(
     some = plans[:: max(1, len(plans) // 32)]  # all layers are among them
 
     def engine(plans: list[Plan], forking: bool = True) -> Callable[[], Any]:
-        return lambda: sweep(model, plans, prompts, lambda head, _: Answers(head), forking=forking)
+        return lambda: sweep(model, plans, prompts, lambda head: Answers(head), forking=forking)
 
     def looped(generate: bool) -> Callable[[], Any]:
         return lambda: loop(model, plans, prompts, cells, generate)
@@ -131,10 +131,10 @@ def measured(
         ]
         cells = sorted(set(drawn))
         loop(model, plans, prompts, cells[:2], True)  # warm
-        sweep(model, plans[:2], prompts[:1], lambda head, _: Answers(head))
+        sweep(model, plans[:2], prompts[:1], lambda head: Answers(head))
         times[name], results = in_turn(versions(model, plans, prompts, cells), rounds)
         few = [plans[cell.plan] for cell in cells[:8]]
-        exact = sweep(model, few, prompts, lambda head, _: LastLogits(head))
+        exact = sweep(model, few, prompts, lambda head: LastLogits(head))
         tie = TIE[model.dtype]
         found.append(compared(cells, results["paper"], results["forked"], exact, tie))
     *counts, gaps = zip(*found, strict=True)

@@ -17,13 +17,13 @@ from steerfast.experiments import questions as asking
 from steerfast.experiments.answers import Score, score
 from steerfast.experiments.prompts import pad_token
 from steerfast.experiments.questions import Question
-from steerfast.experiments.readouts import Accuracy, NextAnswer, NextTokens
 from steerfast.experiments.trials import Job, Result
 from steerfast.extraction.contrast import ContrastPair
 from steerfast.models import attach
 from steerfast.models.load import Loaded
 from steerfast.plans.plan import Plan
 from steerfast.sweep.engine import sweep
+from steerfast.sweep.readouts import Accuracy, NextAnswer, NextTokens
 
 SAMPLED = 4096  # values of each weight that enter a model's digest
 
@@ -130,11 +130,7 @@ class Laboratory:
             )
             for tokens, one in zip(ids, asked, strict=True)
         ]
-
-        def readout(head: Any, numbers: Sequence[int]) -> NextAnswer:
-            return NextAnswer(head, [pairs[number] for number in numbers])
-
-        values = sweep(self.model, plans, ids, readout, done=self.told)
+        values = sweep(self.model, plans, ids, lambda head: NextAnswer(head, pairs), done=self.told)
         words = {token: self.tokenizer.decode([token]) for token in _tokens(values)}
         # The first token of an answer stands for it, also where a tokenizer takes "Yes" apart.
         known = [
@@ -153,10 +149,8 @@ class Laboratory:
         ]
 
     def _accuracy(self, plans: Sequence[Plan | None], pieces: Pieces) -> list[Result]:
-        def readout(head: Any, numbers: Sequence[int]) -> NextTokens:
-            return NextTokens(head, [pieces.ids[number] for number in numbers])
-
-        values = sweep(self.model, plans, pieces.ids, readout, done=self.told)
+        ids = pieces.ids
+        values = sweep(self.model, plans, ids, lambda head: NextTokens(head, ids), done=self.told)
         return [
             {
                 name: _rounded(value)
@@ -168,11 +162,8 @@ class Laboratory:
     def _pairs(self, plans: Sequence[Plan | None], pairs: Sequence[ContrastPair]) -> list[Result]:
         texts = [one.prompt + end for one in pairs for end in (one.positive, one.negative)]
         ids = [self.tokenizer(text)["input_ids"] for text in texts]
-
-        def readout(head: Any, numbers: Sequence[int]) -> NextTokens:
-            return NextTokens(head, [ids[number] for number in numbers])
-
-        chances = sweep(self.model, plans, ids, readout, done=self.told)[..., 3]
+        every = sweep(self.model, plans, ids, lambda head: NextTokens(head, ids), done=self.told)
+        chances = every[..., 3]
         odds = (chances[:, 0::2] - chances[:, 1::2]).tolist()
         return [{"log_odds": [_rounded(value) for value in row]} for row in odds]
 

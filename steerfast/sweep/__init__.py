@@ -6,5 +6,15 @@ grid search costs a fraction of one forward for each cell.
 
 from steerfast.sweep.engine import buckets, default_batch_tokens, sweep
 from steerfast.sweep.forked import ForkedPass, Readout
+from steerfast.sweep.readouts import Accuracy, NextAnswer, NextTokens
 
-__all__ = ["ForkedPass", "Readout", "buckets", "default_batch_tokens", "sweep"]
+__all__ = [
+    "Accuracy",
+    "ForkedPass",
+    "NextAnswer",
+    "NextTokens",
+    "Readout",
+    "buckets",
+    "default_batch_tokens",
+    "sweep",
+]

@@ -20,7 +20,7 @@ PADDING = 1 / 16  # at most this share of a bucket's tokens is padding
 # Beyond this many tokens at once, larger batches gain nothing.
 SATURATED = {"cpu": 4096, "cuda": 65536}
 
-MakeReadout = Callable[[Any, Sequence[int]], Readout]
+MakeReadout = Callable[[Any], Readout]  # from the vocabulary projection
 
 
 def sweep(
@@ -36,8 +36,8 @@ def sweep(
     """Read every prompt under every plan: [plans, prompts, width] float64.
 
     model: a causal Llama that is not attached. plans: without conditions; None is unsteered.
-    prompts: token ids, any lengths; they all count as prompt. readout: called with the vocabulary
-    projection and the numbers of the prompts it will serve, see ``readouts``.
+    prompts: token ids, any lengths; they all count as prompt. readout: called once, with the vocabulary projection; what
+    it gives is told the prompts of its rows by their numbers in ``prompts``, see ``readouts``.
     batch_tokens: rows x tokens at once; default from the memory there is. done: told how many more
     (plan, prompt) have been read. forking=False is for measurements.
 
@@ -54,10 +54,13 @@ def sweep(
     result: Tensor | None = None
     with evaluating(model):
         forked = ForkedPass(model, plans, forking=forking)
+        read = readout(model.lm_head)
         for bucket in buckets([len(prompt) for prompt in prompts], tokens):
-            read = readout(model.lm_head, bucket)
             values = forked.run(
-                [prompts[number] for number in bucket], read, batch_tokens=tokens, done=done
+                [prompts[number] for number in bucket],
+                _OfBucket(read, bucket),
+                batch_tokens=tokens,
+                done=done,
             )
             tokens = min(tokens, forked.batch_tokens)  # as memory allowed
             if result is None:
@@ -65,6 +68,17 @@ def sweep(
             result[:, bucket] = values
     assert result is not None
     return result
+
+
+class _OfBucket:
+    """A read-out that is told a prompt's number in its bucket, for one that goes by the caller's."""
+
+    def __init__(self, read: Readout, bucket: Sequence[int]) -> None:
+        self._read, self._bucket = read, bucket
+        self.last_only, self.width = read.last_only, read.width
+
+    def __call__(self, normed: Tensor, prompts: Sequence[int]) -> Tensor:
+        return self._read(normed, [self._bucket[prompt] for prompt in prompts])
 
 
 def buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

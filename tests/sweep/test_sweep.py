@@ -14,9 +14,9 @@ from random_plans import LAYERS, PLAIN, llama, plan, prompt, vector
 
 from steerfast import Condition, First, Plan, Schedule, SteeringVector, Term, Test, attach, steer
 from steerfast.errors import SteerfastError
-from steerfast.experiments.readouts import Accuracy, NextAnswer, NextTokens
 from steerfast.sweep.engine import buckets, default_batch_tokens, sweep
 from steerfast.sweep.forked import ForkedPass
+from steerfast.sweep.readouts import Accuracy, NextAnswer, NextTokens
 
 MODEL = llama()
 
@@ -35,7 +35,7 @@ class Logits:
         return out.flatten(1)
 
 
-def last_logits(head, numbers):
+def last_logits(head):
     return Logits(head)
 
 
@@ -88,7 +88,7 @@ def test_every_token_of_every_plan_as_one_at_a_time(rng):
     """1e-5 of the logits' range in float32, and the same argmax wherever the first two are that far apart."""
     plans, prompts = drawn(rng)
     longest = max(map(len, prompts))
-    result = sweep(MODEL, plans, prompts, lambda head, _: Logits(head, False, longest))
+    result = sweep(MODEL, plans, prompts, lambda head: Logits(head, False, longest))
     with attach(MODEL) as handle:
         for (row, one), (column, tokens) in itertools.product(enumerate(plans), enumerate(prompts)):
             expected = one_of(handle, one, tokens)
@@ -161,7 +161,7 @@ def test_causal_with_every_attention(attention):
     model = llama()
     model.set_attn_implementation(attention)
     prompts = [[3, 9, 27, 4], [8, 5], [8, 6, 40]]
-    result = sweep(model, [None], prompts, lambda head, _: Logits(head, False, 4), batch_tokens=12)
+    result = sweep(model, [None], prompts, lambda head: Logits(head, False, 4), batch_tokens=12)
     for column, tokens in enumerate(prompts):
         got = result[0, column].reshape(4, -1)[: len(tokens)]
         torch.testing.assert_close(got, alone(None, tokens), rtol=1e-5, atol=1e-5)
@@ -252,13 +252,12 @@ def test_refusals():
 
 
 def test_next_answer_reads_the_greedy_token_and_both_candidates():
-    prompts, pairs = [[3, 4, 5], [9, 8]], [(7, 8), (2, 1)]
-
-    def readout(head, numbers):
-        return NextAnswer(head, [pairs[number] for number in numbers])
+    """By the caller's numbers: these prompts run in buckets of their own, the longest first."""
+    prompts = [[3, 4, 5], [9, 8], [6], list(range(10, 30))]
+    pairs = [(7, 8), (2, 1), (5, 30), (11, 3)]
 
     plans = [None, steer(vector(3), 4.0, layers=[0])]
-    result = sweep(MODEL, plans, prompts, readout)
+    result = sweep(MODEL, plans, prompts, lambda head: NextAnswer(head, pairs))
     for row, one in enumerate(plans):
         for column, tokens in enumerate(prompts):
             chances = alone(one, tokens)[-1].log_softmax(-1)
@@ -270,11 +269,8 @@ def test_next_answer_reads_the_greedy_token_and_both_candidates():
 def test_next_tokens_counts_hits_token_by_token():
     prompts = [[3, 4, 5, 9, 11], [9, 8, 1], [2]]
 
-    def readout(head, numbers):
-        return NextTokens(head, [prompts[number] for number in numbers])
-
     plans = [None, steer(vector(3), 1.0)]
-    result = sweep(MODEL, plans, prompts, readout)
+    result = sweep(MODEL, plans, prompts, lambda head: NextTokens(head, prompts))
     for row, one in enumerate(plans):
         wanted = [0.0, 0.0, 0.0, 0.0]
         for tokens in prompts:
