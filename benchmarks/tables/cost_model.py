@@ -42,10 +42,8 @@ LLAMAS = (
     Llama("Llama-2-13B", 5120, 40, 13824, 1.0, 32000),
     Llama("Llama-2-70B", 8192, 80, 28672, 1 / 8, 32000),
 )
-ON_PAPER = (
-    "H100 SXM, on paper",
-    3.35e12,
-)  # bytes per second of its data sheet: assumed, not measured
+# Bytes per second, of its data sheet: assumed, not measured.
+ON_PAPER = ("H100 SXM, on paper", 3.35e12)
 BATCHES = (1, 64)
 RANKS = (1, 8)
 

@@ -18,10 +18,8 @@ from typing import Any
 FOLDER = Path(__file__).parent
 WIDTH, SHOWN = 400, 600  # units across, and pixels where there is room
 MARGIN, LINE = 14, 18
-CHARACTERS, LINES = (
-    54,
-    3,
-)  # of a text: as many as fit the width in a wide letter, and lines before it is cut
+CHARACTERS = 54  # of a line: as many as fit the width in a wide letter
+LINES = 3  # of a text, before it is cut
 
 # name: (light, dark); lines in the order in which directions are drawn
 SHADES = {

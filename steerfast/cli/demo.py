@@ -49,8 +49,10 @@ def demo(
 
     With --json: model, layer, generations, dose_response, paths; with --full also ms_per_token and steps.
     """
+    from steerfast import contrast
     from steerfast.experiments import demo as experiment
-    from steerfast.experiments.plots import plot_dose_response
+    from steerfast.experiments.dose import COEFFICIENTS
+    from steerfast.experiments.dose_plot import plot_dose_response
     from steerfast.io import save_vector
 
     run = experiment.Demo(load(model, dtype), direction, full=full, quick=quick)
@@ -114,7 +116,8 @@ def demo(
         facts["steps"] = speed.steps
     else:
         _say(
-            "One direction and five doses; --full takes all five directions, seven doses, and times a step."
+            f"One direction and {len(experiment.FEWER_COEFFICIENTS)} doses; --full takes all "
+            f"{len(contrast.shipped())} directions, {len(COEFFICIENTS)} doses, and times a step."
         )
     _say(f"Vectors and plot: {out}/. Try next:")
     for command in next_commands(paths[direction], run.layer, model, full):

@@ -5,7 +5,7 @@ Runs on any Llama; presentation is the command line's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from steerfast import contrast
 from steerfast.experiments.decode_speed import DecodeSpeed, decode_speed
 from steerfast.experiments.dose import COEFFICIENTS, DosePoint, dose_response
+from steerfast.experiments.progress import Stage
 from steerfast.experiments.prompts import encode_prompt, pad_token
 from steerfast.extraction.contrast import ContrastPair
 from steerfast.extraction.extract import extract_pairs
@@ -25,8 +26,6 @@ from steerfast.plans.vector import SteeringVector
 PROMPTS = ("Tell me about your day.", "Describe the old house at the end of the street.")
 GENERATION_COEFFICIENTS = (-0.2, 0.0, 0.2)
 FEWER_COEFFICIENTS = (-0.2, -0.1, 0.0, 0.1, 0.2)
-Advance = Callable[[], None]
-Stage = Callable[[str, int], Advance]  # (what, how many steps) -> a function to call after each
 
 
 def steering_layer(num_layers: int) -> int:

@@ -1,4 +1,4 @@
-"""The question that this work began with: does steering act on a sparse model as it does on the dense one?
+"""Does steering act on a sparse model as it does on the dense one?
 
 The same contrast pairs and doses on the dense model and on copies with their smallest weights removed. Each copy is
 steered by a vector of its own, and by the dense model's. Doses are in units of each model's own median stream norm.

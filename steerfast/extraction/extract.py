@@ -1,8 +1,7 @@
 """Activation generation: steering vectors from contrast pairs or from two corpora.
 
 Everything is read at the output of each decoder layer (``resid_post``), in running float64 means
-(``steerfast.extraction.stream_means``), so memory does not grow with the number of samples, and the batch size changes nothing but
-speed.
+(``stream_means``), so memory does not grow with the number of samples, and the batch size changes nothing but speed.
 """
 
 from __future__ import annotations

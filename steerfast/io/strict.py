@@ -56,7 +56,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 20 or not -_LARGEST <= int(text) <= _LARGEST:
+    if len(text) > 20 or not -_LARGEST - 1 <= int(text) <= _LARGEST:
         raise ValueError(f"holds the integer {_short(text)}, which 64 bits do not")
     return int(text)
 

@@ -43,12 +43,9 @@ class SteeredBatch:
         self.__signature__ = inspect.signature(original)
 
     def __call__(self, inputs: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> Any:
-        count = self.shared.routing.in_use.count
-        if count is not None and count != len(inputs):
-            raise ValueError(
-                f"use() was given {count} plans, but generate_batch got {len(inputs)} prompts; give one "
-                "plan (or None) per prompt, or a single plan for all"
-            )
+        self.shared.routing.in_use.check_batch(
+            len(inputs), exact=True, what="generate_batch got {} prompts"
+        )
         return self.original(inputs, *args, **kwargs)
 
 

@@ -165,12 +165,7 @@ class SteeredGenerate:
         flat = mask if mask is not None and mask.ndim == 2 else None
         if flat is not None:  # covers a given cache, which the prompt may not
             width = flat.shape[1]
-        plans = shared.routing.in_use.count
-        if plans is not None and batch != plans:
-            raise ValueError(
-                f"use() was given {plans} plans, but generate got {batch} prompts; give one "
-                "plan (or None) per prompt, or a single plan for all"
-            )
+        shared.routing.in_use.check_batch(batch, exact=True, what="generate got {} prompts")
         _check_healing(shared.routing.in_use, kwargs, self.original)
         outer, shared.generation = shared.generation, Generation(ids, flat, width)
         try:

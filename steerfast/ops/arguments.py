@@ -1,10 +1,13 @@
 """What the ops say about arguments that do not fit: which one, what came, what is wanted, what to do.
 
 Compiled kernels check tersely and first; ``explain`` repeats a refused call's checks in words, so that the good
-path pays nothing. The Triton ops, which have no checks of their own, ask it first. ``validate`` looks at values too, which on a GPU would cost a synchronisation a call.
+path pays nothing. The Triton ops, which have no checks of their own, ask it first.
+``validate`` looks at values too, which on a GPU would cost a synchronisation a call.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -47,7 +50,8 @@ def explain(parts: Parts) -> None:
         )
     if x is not None and x.device != device:
         raise _elsewhere(op, "x", x, stream, residual)
-    count, width = residual.shape[:-1].numel(), residual.shape[-1]
+    # Not numel(): while a graph with any number of rows is traced, that would fix the number.
+    count, width = math.prod(residual.shape[:-1]), residual.shape[-1]
     if weight is not None:
         if weight.shape != (width,) or weight.dtype not in (dtype, torch.float32):
             raise ValueError(

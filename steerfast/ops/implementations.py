@@ -6,9 +6,9 @@ from types import ModuleType
 
 from steerfast.ops import fused, reference, triton
 
-_MODULES = {"reference": reference, "triton": triton}
+_MODULES = {"reference": reference, "triton": triton, "cpu": fused, "cuda": fused}
 
 
 def implementation(backend: str) -> ModuleType:
-    """The module with the ops of a backend, as ``backends.resolve`` names it; ``fused`` is both compiled ones."""
-    return _MODULES.get(backend, fused)
+    """The module with the ops of a backend, as ``backends.resolve`` names it."""
+    return _MODULES[backend]

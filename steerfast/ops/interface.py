@@ -37,6 +37,7 @@ class Ops:
         Returns (stream, normed), both contiguous. Equivalent to ``s = residual + x; return s,
         LlamaRMSNorm(s)``; stream bitwise so. Raises ValueError for shapes, dtypes or devices that do not fit.
         """
+        # No call for the usual order: in an op of a few microseconds it would show. So in all that follow.
         fp32 = norm_order != "hf" and norm_order_flag("add_rms_norm", norm_order)
         result: tuple[Tensor, Tensor] = self._call(
             "add_rms_norm", needs_grad(x, residual, weight), (x, residual, weight, eps, fp32)

@@ -2,7 +2,8 @@
 
 A **record** says what a slot does at a site. A **read** is one dot product of the row, p = <h, bank[source]>,
 and what is made of it: a coefficient f and a direction f * bank[target] that is added. A **program** is the
-list of reads of a (site, slot). ``Steering`` is all of it together. Operators of plans are lowered to reads by ``steerfast.table.lowering``.
+list of reads of a (site, slot). ``Steering`` is all of it together. Operators of plans become reads in
+``steerfast.table.programs``.
 """
 
 from __future__ import annotations
@@ -32,10 +33,9 @@ class Op(IntEnum):
     RELATIVE = 5  # f = slope * n
     FEATURE = 6  # z = p + offset; f = level - (z if z > threshold else 0)
     TURN = 7  # f = slope * p + cross * hypot(p, p')
-    SLERP = (
-        8  # f = n (cos w' - cos w * s), and (s - 1) h is added; w = acos(p/n), w' = (1 - slope) w,
-    )
-    #            s = sin w' / sin w; nothing where n = 0 or sin w < 1e-4
+    # f = n (cos w' - cos w * s), and (s - 1) h is added; w = acos(p/n), w' = (1 - slope) w, s = sin w' / sin w;
+    # nothing where n = 0 or sin w < 1e-4
+    SLERP = 8
 
 
 class GateKind(IntEnum):

@@ -1,6 +1,7 @@
 """The definition: every op of the package in plain torch, any dtype, any device, differentiable.
 
-One step, ``residual_step``, has all the ops as its parts. The compiled backends are tested against it. ``compute=torch.float64`` evaluates the same
+One step, ``residual_step``, has all the ops as its parts. The compiled backends are tested against it.
+``compute=torch.float64`` evaluates the same
 formula in double precision, from the same rounded ``h``; ``steerfast.testing`` builds its bounds on that.
 What the steering adds to a row is ``steerfast.ops.contribution``.
 """

@@ -28,8 +28,8 @@ Operator = Literal[
 @dataclass(frozen=True)
 class Takes:
     """formula: the contribution u(h). required, optional: fields beside vector, layers, site, select, gate.
-    unit: the vector enters as v/|v|, so it must not be zero. identity: the value of ``dial`` at which the
-    operator does nothing, whatever h is."""
+    unit: the vector enters as v/|v|, so it must not be zero. dial: the field whose
+    value 0 makes the operator do nothing, whatever h is; None: there is none."""
 
     formula: str
     required: tuple[str, ...] = ()

@@ -111,7 +111,7 @@ class Term:
         self._check_fields()
         self._check_positions()
         wanted = self.vector.layers if self.layers is None else self.layers
-        layers = tuple(sorted(set(wholes(f"a layer of {self.vector.name!r}", wanted))))
+        layers = tuple(sorted(set(wholes(f"each of the layers of {self.vector.name!r}", wanted))))
         if not layers:
             raise ValueError(f"term of {self.vector.name!r} names no layer")
         object.__setattr__(self, "layers", layers)

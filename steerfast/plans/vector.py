@@ -26,8 +26,9 @@ class SteeringVector:
     """A direction of the residual stream at one or more layers of one model.
 
     name: what the direction means to its user; names a file, a term, a row of a report.
-    directions: {layer: [D] tensor}; or an [L, D] tensor or a list of [D] tensors, of layers 0 to L-1; or {layer: [T, D]} of a positional vector, which has a direction for each of
-        the first T positions (for ``First``). Copied, as float32 on the CPU, not normalised; not to be written to. Layers count from 0,
+    directions: {layer: [D] tensor}; or an [L, D] tensor or a list of [D] tensors, of layers 0 to L-1; or
+        {layer: [T, D]} of a positional vector, which has a direction for each of the first T positions (for
+        ``First``). Copied, as float32 on the CPU, not normalised; not to be written to. Layers count from 0,
         and layer l is the output of decoder layer l (the paper's convention; libraries that count
         block inputs call the same place l + 1).
     stream_norms: {layer: median L2 norm of the residual stream there}, position 0 and padding left

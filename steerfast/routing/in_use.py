@@ -74,13 +74,13 @@ class InUse:
             for entry in self.requests
         )
 
-    def check_batch(self, batch: int, exact: bool) -> None:
-        """ValueError unless these plans fit a batch of this many rows."""
+    def check_batch(self, batch: int, exact: bool, what: str = "the batch has {} rows") -> None:
+        """ValueError unless these plans fit a batch. exact: as many rows as plans; else a multiple will do."""
         plans = self.count
         if plans is None or (batch == plans if exact else batch % plans == 0):
             return
         raise ValueError(
-            f"use() was given {plans} plans, but the batch has {batch} rows; give one plan (or None) "
+            f"use() was given {plans} plans, but {what.format(batch)}; give one plan (or None) "
             "per prompt, or a single plan for all"
         )
 
@@ -88,7 +88,8 @@ class InUse:
         """ValueError unless the prompt lengths, if they are known, are those of a batch of this many rows."""
         if self.lengths is not None and len(self.lengths) != batch:
             raise ValueError(
-                f"use() was given {len(self.lengths)} prompt lengths, but the batch has {batch} rows"
+                f"use() was given {len(self.lengths)} prompt lengths, but the batch has {batch} rows; "
+                "give one length per row"
             )
 
     def check_cache(self, seen: int) -> None:

@@ -87,7 +87,9 @@ def itineraries(
     """
     for name, given in (("prompt lengths", lengths), ("prompts", prompts)):
         if given is not None and len(given) != len(entries):
-            raise ValueError(f"use() was given {len(given)} {name}, but {len(entries)} plans")
+            raise ValueError(
+                f"use() was given {len(given)} {name}, but {len(entries)} plans; give one per plan"
+            )
     each = [
         itinerary(
             entry,

@@ -1,7 +1,8 @@
 """Where the route of each forward comes from: plans in use, prompts, masks and caches.
 
-Three ways lead here: a forward of its own (``bare``), a step of ``generate`` (``step``), and a packed batch of a
-serving engine (``packed``). What cannot be determined is an error before any layer runs.
+Three ways lead here: a forward of its own (``bare``), a step of ``generate`` (``prompt_step``, ``decode_step``), and a
+packed batch of a serving engine, by ``PackedRequests``, which fills the rows itself. What cannot be determined is an
+error before any layer runs.
 """
 
 from __future__ import annotations
@@ -41,23 +42,21 @@ class Routing:
         self.served: Callable[[], tuple[Entry | None, ...]] = lambda: (None,)  # by the last forward
         self.measuring = False  # this forward reads prompts for conditions
         self.measure_first = False  # and has rows that depend on what it will read
-        self.judging: Verdicts  # the verdicts of this forward's seats
         self.knows_generate = True  # the model that generates is patched too
         self._unknown: SteerfastError | None = None  # why a bare forward cannot be routed
         self._assigned_for: object = None  # the generation whose rows the route is made of, if any
         self._settled_rows: Rows
         self._settles_at = 0  # from this position on, its rows keep their slots and gains
         self._generated = 0  # how many rows the last generation had
-        self._start(table.device)
-        self.rows = self.buffers.idle(1)
-
-    def _start(self, device: torch.device) -> None:
+        device = table.device
         self.key = next(_keys)  # by which compiled code finds it
         by_key[self.key] = self
         self.route = Route(device)
-        self.verdicts = self.judging = Verdicts(self.route.seats, device)
+        self.verdicts = Verdicts(self.route.seats, device)
+        self.judging = self.verdicts  # the verdicts of this forward's seats
         self.router = make_router(SEATS)
         self.buffers = RowBuffers(device)
+        self.rows = self.buffers.idle(1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
         """A copy of an attached model is idle. Under ``use`` there is none: nobody could end it there."""

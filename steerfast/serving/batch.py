@@ -191,7 +191,10 @@ def _check(request: Request, number: int, handle: Handle) -> None:
     if request.plan is None:
         return
     if not isinstance(request.plan, Plan):
-        raise TypeError(f"the plan of request {number} is a {type(request.plan).__name__}")
+        raise TypeError(
+            f"the plan of request {number} is a {type(request.plan).__name__}; wanted a Plan or None "
+            "(steerfast.load_plan reads one from a file)"
+        )
     try:
         handle.table.check(request.plan)
     except ValueError as error:

@@ -44,7 +44,7 @@ class SiteSteering(NamedTuple):
 
 
 class Sites(Mapping[int, SiteSteering]):
-    """{site: SiteSteering} of a phase. Which sites act is known at once; what happens there is lowered when it is asked for."""
+    """{site: SiteSteering} of a phase. Which sites act is known; what happens there is lowered when it is asked for."""
 
     def __init__(self, terms_at: Mapping[int, tuple[_At, ...]], lower_site: LowerSite) -> None:
         self._terms_at, self._lower_site = terms_at, lower_site

@@ -124,8 +124,8 @@ def _check(rows: set[bytes], programs: set[bytes], room: Cost | None) -> None:
         if need > there:
             raise PlanTooLargeError(
                 what,
-                f"the plan needs more than the {there} {what} that there are in all: use fewer vectors, layers, or "
-                "selectors that overlap",
+                f"the plan needs more than the {there} {what} that there are in all: use fewer vectors or layers, or "
+                "selectors that overlap less",
             )
 
 

@@ -1,4 +1,4 @@
-"""Ways to be silently wrong that were found by readers: each is an error or right, and stays so."""
+"""Ways to be silently wrong: each is an error, or right."""
 
 from __future__ import annotations
 

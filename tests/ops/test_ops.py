@@ -385,6 +385,30 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(torch.ops.steerfast, name).default, arguments)
 
 
+@pytest.mark.parametrize("name", list(forms.SCHEMAS))
+def test_a_graph_of_any_number_of_rows_is_traced(name):
+    """As serving engines trace it: the rows are dynamic, and the route is cut to them. No check may fix their number."""
+    case = next(testing.cases([torch.float32], widths=[64], rows=[6]))
+    schema, op = forms.SCHEMAS[name], getattr(torch.ops.steerfast, name).default
+
+    def step(x, residual):
+        slot, gain, *table = case.steering
+        written = [x.clone(), residual.clone()] if " x," in schema else [residual.clone()]
+        norm = [case.weight, case.eps, True] if "weight" in schema else []
+        steering = [slot[: len(x)], gain[: len(x)], *table] if "row_slot" in schema else []
+        result = op(*written, *norm, *steering)
+        return written if result is None else result
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for rows in (6, 4, 3):
+        given = [case.x[:rows].clone(), case.residual[:rows].clone()]
+        for tensor in given:
+            torch._dynamo.mark_dynamic(tensor, 0)  # an error where a trace fixes it
+        for found, wanted in zip(compiled(*given), step(*given), strict=True):
+            assert torch.equal(found, wanted)
+
+
 def test_compiles_whole():
     case = next(testing.cases([torch.float32], widths=[63], rows=[5]))
     compiled = torch.compile(ops.steer_add_rms_norm, fullgraph=True, backend="aot_eager")

@@ -108,7 +108,7 @@ def test_layers_of_any_kind(layers):
 
 @pytest.mark.parametrize("layers", ["1", ["1"], [1.0], [True], np.array([1.0]), [None]], ids=repr)
 def test_what_names_no_layers(layers):
-    with pytest.raises(TypeError, match="a layer of 'v' is an integer"):
+    with pytest.raises(TypeError, match="each of the layers of 'v' is an integer"):
         steer(V, layers=layers)
 
 

@@ -40,9 +40,9 @@ def test_types_are_checked():
         Term(torch.ones(8))
     with pytest.raises(TypeError, match="a number"):
         Term(vector(), "2")
-    with pytest.raises(TypeError, match=r"a layer of 'v' is an integer, got 1\.5"):
+    with pytest.raises(TypeError, match=r"each of the layers of 'v' is an integer, got 1\.5"):
         Term(vector(), 1.0, 1.5)
-    with pytest.raises(TypeError, match="a layer of 'v' is an integer, got True"):
+    with pytest.raises(TypeError, match="each of the layers of 'v' is an integer, got True"):
         Term(vector(), 1.0, [True])
     with pytest.raises(TypeError, match="made of Terms"):
         Plan((vector(),))

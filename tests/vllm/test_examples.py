@@ -29,7 +29,9 @@ def printed(name, folder, where):
 def test_one_plan_two_engines(folder, tmp_path):
     said = printed("one_plan_two_engines.py", folder, tmp_path)
     assert list(said) == ["unsteered", "transformers", "vLLM"]
-    assert said["vLLM"] == said["transformers"] != said["unsteered"]
+    # Bytes at an end that begin no letter yet are shown by one engine and not by the other.
+    texts = {name: text.rstrip("\N{REPLACEMENT CHARACTER}") for name, text in said.items()}
+    assert texts["vLLM"] == texts["transformers"] != texts["unsteered"]
 
 
 def test_server_and_client(folder, tmp_path):

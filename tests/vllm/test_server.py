@@ -130,7 +130,7 @@ BAD = {
     ),
     "a misspelt key": (JOYFUL.replace("coefficient", "coeficient"), "coeficient"),
     "a layer too many": (JOYFUL.replace("[1]", "[9]"), "layer"),
-    "not a number": (JOYFUL.replace(": 3", ": NaN"), "coefficient"),
+    "not a number": (JOYFUL.replace(": 3", ": NaN"), "NaN, which is no number of JSON"),
     "a wrong type": (JOYFUL.replace("[1]", '"one"'), "layers"),
     "an unknown operator": (
         JOYFUL.replace('"layers"', '"operator": "explode", "layers"'),
