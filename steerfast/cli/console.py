@@ -1,11 +1,11 @@
-"""What all commands share: the application, options, progress bars, output."""
+"""What all commands share: the application, progress bars, output."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -20,20 +20,6 @@ app = typer.Typer(
     help="Activation steering fused into the residual stream of Llama models.",
 )
 screen = Console(stderr=True)
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="Last line of stdout: one JSON object.")]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="Folder, GGUF file or hub id of a Llama; default SmolLM2-135M-Instruct.",
-    ),
-]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option(help="float32, bfloat16 or float16; default what this device multiplies fastest."),
-]
 
 
 @contextmanager

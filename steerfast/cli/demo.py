@@ -13,16 +13,8 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from steerfast.cli.console import (
-    DtypeOption,
-    JsonFlag,
-    ModelOption,
-    app,
-    emit,
-    load,
-    screen,
-    stages,
-)
+from steerfast.cli.console import app, emit, load, screen, stages
+from steerfast.cli.options import DtypeOption, JsonFlag, ModelOption
 
 if TYPE_CHECKING:
     from steerfast.experiments.dose import DosePoint

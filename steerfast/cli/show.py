@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from steerfast.cli.console import JsonFlag, app, emit, screen
+from steerfast.cli.console import app, emit, screen
+from steerfast.cli.options import JsonFlag
 
 
 @app.command()

@@ -10,17 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steerfast.cli.console import (
-    DtypeOption,
-    JsonFlag,
-    ModelOption,
-    app,
-    counter,
-    emit,
-    load,
-    screen,
-    stages,
-)
+from steerfast.cli.console import app, counter, emit, load, screen, stages
+from steerfast.cli.options import DtypeOption, JsonFlag, ModelOption
 
 
 @app.command()

@@ -13,16 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steerfast.cli.console import (
-    DtypeOption,
-    JsonFlag,
-    ModelOption,
-    app,
-    emit,
-    load,
-    screen,
-    stages,
-)
+from steerfast.cli.console import app, emit, load, screen, stages
+from steerfast.cli.options import DtypeOption, JsonFlag, ModelOption
 
 study = typer.Typer(no_args_is_help=True, help="Studies: a configuration and one runner each.")
 app.add_typer(study, name="study")
@@ -35,6 +27,9 @@ OutOption = Annotated[
     typer.Option(
         "--out", "-o", help="Folder; a rerun goes on where it stopped. Default study-KIND-PRESET."
     ),
+]
+TaxTextOption = Annotated[
+    str, typer.Option(help="Text for the alignment tax: file, folder, hub:DATASET, or prose.")
 ]
 RayFlag = Annotated[
     bool,
@@ -83,9 +78,7 @@ def behaviours(
             "default the set that ships."
         ),
     ] = None,
-    text: Annotated[
-        str, typer.Option(help="Text for the alignment tax: file, folder, hub:DATASET, or prose.")
-    ] = "prose",
+    text: TaxTextOption = "prose",
     out: OutOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = None,
@@ -105,9 +98,7 @@ def behaviours(
 @study.command()
 def sparsity(
     preset: PresetOption = "smollm2",
-    text: Annotated[
-        str, typer.Option(help="Text for the alignment tax: file, folder, hub:DATASET, or prose.")
-    ] = "prose",
+    text: TaxTextOption = "prose",
     out: OutOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = None,

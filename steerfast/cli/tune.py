@@ -10,16 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steerfast.cli.console import (
-    DtypeOption,
-    JsonFlag,
-    ModelOption,
-    app,
-    emit,
-    load,
-    screen,
-    stages,
-)
+from steerfast.cli.console import app, emit, load, screen, stages
+from steerfast.cli.options import DtypeOption, JsonFlag, ModelOption
 
 
 @app.command()
