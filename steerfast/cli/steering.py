@@ -122,7 +122,12 @@ def generate(
         str | None,
         typer.Option(help="raw, unit, equal or stream (the default), for --vector and add."),
     ] = None,
-    select: Annotated[str, typer.Option(help="all, prompt or generated, for --vector.")] = "all",
+    select: Annotated[
+        str,
+        typer.Option(
+            help="all, prompt, generated, after_prompt or last_prompt_token, for --vector."
+        ),
+    ] = "all",
     finish: Annotated[str, typer.Option(help="none, preserve or shrink, for --vector.")] = "none",
     tokens: Annotated[int, typer.Option(help="New tokens.")] = 64,
     chat: Annotated[
@@ -178,4 +183,5 @@ def checkpoint(
     loaded = load(model, dtype)
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
+    screen.print(Text(f"{loaded.name}, {loaded.model.dtype} -> {folder}/"))
     emit(json_, {"path": str(folder), "model": loaded.name, "dtype": str(loaded.model.dtype)})

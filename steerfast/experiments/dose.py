@@ -16,6 +16,7 @@ from torch import Tensor
 from steerfast.extraction.contrast import ContrastPair
 from steerfast.extraction.extract import continuation_start
 from steerfast.models import Handle, find_decoder
+from steerfast.models.tokens import token_ids
 from steerfast.plans.plan import Plan, steer
 from steerfast.plans.term import Scale
 from steerfast.plans.vector import SteeringVector
@@ -49,7 +50,7 @@ def pair_batch(tokenizer: Any, pairs: Sequence[ContrastPair]) -> PairBatch:
     rows: list[tuple[list[int], int]] = []
     for pair in pairs:
         for continuation in (pair.positive, pair.negative):
-            tokens = tokenizer(pair.prompt + continuation)["input_ids"]
+            tokens = token_ids(tokenizer, pair.prompt + continuation)
             rows.append((tokens, continuation_start(tokenizer, pair.prompt, continuation)))
     longest = max(len(tokens) for tokens, _ in rows)
     ids = torch.zeros((len(rows), longest), dtype=torch.int64)

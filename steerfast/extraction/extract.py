@@ -24,6 +24,7 @@ from steerfast.extraction.stream_means import (
     StreamMean,
     stream_means,
 )
+from steerfast.models.tokens import doubled_bos, token_ids
 from steerfast.plans.fields import wholes
 from steerfast.plans.vector import LAYER_CONVENTION, SteeringVector
 
@@ -56,7 +57,8 @@ def extract_pairs(
         (negative from the end; -2 is CAA's answer letter before a bracket).
     layers: which to keep; default all. progress: called with the number of texts done.
 
-    Texts are tokenised with the tokenizer's own special tokens and no chat template. Stream norms of
+    Texts are tokenised with the tokenizer's own special tokens and no chat template; one that a template has begun with
+    BOS is not given another. Stream norms of
     the same texts are stored in the vector. Raises ValueError for no pairs, an empty continuation, or
     an index outside a text.
     """
@@ -104,9 +106,9 @@ def extract_corpora(
     def samples() -> Iterator[tuple[Sample]]:
         for side, texts in zip(SIDES, (positive, negative), strict=True):
             for text in texts:
-                tokens = tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
+                tokens = token_ids(tokenizer, text, truncation=True, max_length=max_tokens)
                 if tokens:
-                    yield (Sample(list(tokens), min(1, len(tokens) - 1), side),)
+                    yield (Sample(tokens, min(1, len(tokens) - 1), side),)
 
     means = stream_means(
         model, samples(), position, batch_size=batch_size, progress=progress, kept=kept
@@ -159,7 +161,7 @@ def with_stream_norms(
     ``stream`` needs. ValueError for no texts."""
     refuse_text(texts, "with_stream_norms")
     samples: Iterator[tuple[Sample]] = (
-        (Sample(list(tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]), 0, 1),)
+        (Sample(token_ids(tokenizer, text, truncation=True, max_length=max_tokens), 0, 1),)
         for text in texts
     )
     means = stream_means(model, samples, "last", batch_size=batch_size)
@@ -180,7 +182,7 @@ def refuse_text(texts: Iterable[str], what: str) -> None:
 def _continuation(tokenizer: Any, prompt: str, continuation: str, side: Side) -> Sample:
     """The tokens of prompt + continuation, and where the continuation's begin."""
     text = prompt + continuation
-    tokens = list(tokenizer(text)["input_ids"])
+    tokens = token_ids(tokenizer, text)
     first = continuation_start(tokenizer, prompt, continuation)
     if first >= len(tokens):
         raise ValueError(f"the continuation {continuation!r} of {prompt!r} has no tokens")
@@ -188,13 +190,15 @@ def _continuation(tokenizer: Any, prompt: str, continuation: str, side: Side) ->
 
 
 def continuation_start(tokenizer: Any, prompt: str, continuation: str) -> int:
-    """The index of the first token of prompt + continuation that reaches beyond the prompt."""
+    """The index of the first token of prompt + continuation (``token_ids``) that reaches beyond the prompt."""
     text = prompt + continuation
     if getattr(tokenizer, "is_fast", False):
-        offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        read = tokenizer(text, return_offsets_mapping=True)
+        doubled = doubled_bos(tokenizer, text, list(read["input_ids"]))
+        offsets = read["offset_mapping"][doubled:]
         beyond = [index for index, (_, end) in enumerate(offsets) if end > len(prompt)]
         return beyond[0] if beyond else len(offsets)
-    whole, head = tokenizer(text)["input_ids"], tokenizer(prompt)["input_ids"]
+    whole, head = token_ids(tokenizer, text), token_ids(tokenizer, prompt)
     same = 0
     while same < min(len(whole), len(head)) and whole[same] == head[same]:
         same += 1

@@ -55,8 +55,11 @@ class Generation:
     def _learn(self, routing: Routing, batch: int, mask: Tensor | None, seen: int) -> None:
         """P of every row: the real tokens of its prompt."""
         missing, self._seen = 0, mask
+        whole = None if mask is None else self._whole(mask)
         if mask is None:
             lengths = [max(self.width, seen)] * batch
+        elif whole is not None:
+            lengths = (whole != 0).sum(-1).tolist()
         else:
             # Speculative decoding may show candidates behind the prompt already; and of a prompt that comes in
             # chunks, whatever is still missing is prompt.
@@ -68,6 +71,17 @@ class Generation:
             going_on = bool(self._lengths)
             self._lengths = known
             self._begin(routing, seen, going_on)
+
+    def _whole(self, mask: Tensor) -> Tensor | None:
+        """The mask of the whole prompts, a row for each of the generation's, if it is known and this one does not differ."""
+        if self.mask is None or mask.shape[0] % self.mask.shape[0]:
+            return None
+        whole = self.mask.to(mask.device).repeat_interleave(
+            mask.shape[0] // self.mask.shape[0], dim=0
+        )
+        shown = min(self.width, mask.shape[1])
+        same = torch.equal(whole[:, :shown] != 0, mask[:, :shown] != 0)
+        return whole[:, : self.width] if same and whole.shape[1] >= self.width else None
 
     def _begin(self, routing: Routing, seen: int, going_on: bool) -> None:
         prompts = self._prompts(routing)
@@ -89,6 +103,8 @@ class Generation:
             # The mask that generate infers where none was given has all the rows; each prompt's are alike.
             seen, share = self._seen, rows // len(self.tokens)
             mask = seen[::share] if self.mask is None and seen is not None else self.mask
+            if mask is not None and mask.shape[1] < self.width:
+                return None
             given = prompts_of(self.tokens, mask, None)
         if rows % len(given):
             raise ValueError(f"use() was given {len(given)} prompts, but generate has {rows} rows")
@@ -167,6 +183,8 @@ class SteeredGenerate:
             width = flat.shape[1]
         shared.routing.in_use.check_batch(batch, exact=True, what="generate got {} prompts")
         _check_healing(shared.routing.in_use, kwargs, self.original)
+        if mask is None:
+            flat = _inferred(ids, kwargs, self.original)
         outer, shared.generation = shared.generation, Generation(ids, flat, width)
         try:
             return self.original(*args, **kwargs)
@@ -175,12 +193,30 @@ class SteeredGenerate:
             shared.cancel_route()
 
 
+def _setting(name: str, kwargs: dict[str, Any], generate: Callable[..., Any]) -> Any:
+    """A setting of a call of ``generate``: an argument, else of the configuration given, else of the model's."""
+    own = getattr(getattr(generate, "__self__", None), "generation_config", None)
+    settings = kwargs.get("generation_config") or own
+    return kwargs.get(name, getattr(settings, name, None))
+
+
+def _inferred(
+    ids: Tensor | None, kwargs: dict[str, Any], generate: Callable[..., Any]
+) -> Tensor | None:
+    """The mask that ``generate`` will infer where it was given none: what is not the pad token, if that ends no text."""
+    pad = _setting("pad_token_id", kwargs, generate)
+    ends = _setting("eos_token_id", kwargs, generate)
+    if ids is None or pad is None or kwargs.get("past_key_values") is not None:
+        return None
+    if pad in (ends if isinstance(ends, (list, tuple)) else [ends]) or not (ids == pad).any():
+        return None
+    mask: Tensor = (ids != pad).long()
+    return mask
+
+
 def _check_healing(in_use: InUse, kwargs: dict[str, Any], generate: Callable[..., Any]) -> None:
     """SteerfastError where ``generate`` is to change the prompt's tokens before it reads them, and a plan counts them."""
-    settings = kwargs.get("generation_config") or getattr(
-        getattr(generate, "__self__", None), "generation_config", None
-    )
-    heals = kwargs.get("token_healing", getattr(settings, "token_healing", False))
+    heals = _setting("token_healing", kwargs, generate)
     if heals and (in_use.by_position or not in_use.single):
         raise SteerfastError(
             "token_healing changes the end of each prompt in generations of their own, so that neither prompts nor rows "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from types import TracebackType
@@ -17,8 +17,10 @@ from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.generation import Loop
 from steerfast.models.rebind import Rebindings
+from steerfast.plans.fields import wholes
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_name
+from steerfast.plans.vector import SteeringVector
 from steerfast.routing.in_use import NOTHING, InUse
 from steerfast.table.table import UNSTEERED, Entry, Table
 
@@ -142,11 +144,17 @@ class Handle:
         or the handle is detached; warns if a vector names another model. Nothing changes then.
         """
         single, wanted = self._checked(plans)
-        lengths = (
-            None
-            if prompt_lengths is None
-            else [int(length) for length in torch.as_tensor(prompt_lengths).tolist()]
-        )
+        lengths = None if prompt_lengths is None else wholes("a prompt length", prompt_lengths)
+        if lengths is not None and min(lengths, default=0) < 0:
+            raise ValueError(f"prompt lengths count tokens, got {list(lengths)}")
+        if prompts is not None:
+            prompts = [wholes("a token id of a prompt", prompt) for prompt in prompts]
+        if lengths is not None and prompts is not None:
+            known = [len(prompt) for prompt in prompts]
+            if list(lengths) != known:
+                raise ValueError(
+                    f"use() was given prompt_lengths {list(lengths)}, but prompts of {known} tokens; give one of them"
+                )
         use = Use(self, self._acquire(wanted), single, lengths, prompts)
         try:
             self._assign(use)
@@ -161,7 +169,16 @@ class Handle:
         """(one for all rows, [plan or None]), all of which fit the model."""
         if not self._attached:
             raise SteerfastError("this handle is detached; attach the model again")
+        if isinstance(plans, SteeringVector):
+            raise TypeError(
+                f"use() takes plans, got the vector {plans.name!r}; make a plan of it: steer(vector, 0.2, layers=[10], "
+                'scale="stream")'
+            )
         single = plans is None or isinstance(plans, Plan)
+        if not single and not isinstance(plans, Iterable):
+            raise TypeError(
+                f"use() takes a plan, None, or a list of them with one a row, got {type(plans).__name__}"
+            )
         wanted: list[Plan | None] = [plans] if single else list(plans)  # type: ignore[list-item,arg-type]
         if not wanted:
             raise ValueError(

@@ -59,6 +59,7 @@ class Schedule:
     @classmethod
     def window(cls, start: int, stop: int, gain: float = 1.0) -> Schedule:
         """``gain`` where start <= t - P < stop, nothing elsewhere."""
+        start, stop = whole("a window's start", start), whole("a window's stop", stop)
         if start >= stop:
             raise ValueError(f"window({start}, {stop}) is empty; it goes from start to before stop")
         edges = {start - 1: 0.0, start: gain, stop - 1: gain, stop: 0.0}
@@ -67,7 +68,7 @@ class Schedule:
     @classmethod
     def ramp(cls, start: int, stop: int, low: float = 0.0, high: float = 1.0) -> Schedule:
         """From ``low`` at t - P = start, and before, in a straight line to ``high`` at stop, and after."""
-        return cls(((start, low), (stop, high)))
+        return cls(((whole("a ramp's start", start), low), (whole("a ramp's stop", stop), high)))
 
     @classmethod
     def decay(cls, half_life: float, start: int = 0, floor: float = 0.0) -> Schedule:
@@ -76,7 +77,9 @@ class Schedule:
         floor + (1 - floor) * 2^(-(t - P - start) / half_life), exact at every token for a half-life up to 8 and
         at every eighth of it beyond, straight lines between.
         """
-        if not half_life > 0 or not math.isfinite(half_life):
+        half_life, start = number("a half-life", half_life), whole("a decay's start", start)
+        floor = number("a decay's floor", floor)
+        if not half_life > 0:
             raise ValueError(f"a half-life is a positive number of tokens, got {half_life}")
         step = max(1, math.floor(half_life * _SHORTEST_STEP))
         count = math.ceil(10 * half_life / step)  # 2^-10 is left at the end
@@ -89,4 +92,5 @@ class Schedule:
     @classmethod
     def table(cls, gains: Iterable[float], start: int = 0) -> Schedule:
         """A gain for each token from t - P = start on; the first holds before, the last after."""
-        return cls(tuple((start + index, gain) for index, gain in enumerate(gains)))
+        first = whole("a table's start", start)
+        return cls(tuple((first + index, gain) for index, gain in enumerate(gains)))

@@ -62,6 +62,10 @@ class SteeringVector:
                     f"vector {self.name!r} requires grad at layer {layer}, but a vector is a copy and would not learn; "
                     "give direction.detach()"
                 )
+            if torch.as_tensor(direction).is_complex():
+                raise ValueError(
+                    f"vector {self.name!r} is complex at layer {layer}; streams are real"
+                )
             kept = torch.as_tensor(direction).detach().to("cpu", torch.float32).clone()
             if kept.ndim not in (1, 2) or kept.numel() == 0:
                 raise ValueError(

@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models import Handle, attach
+from steerfast.models.tokens import token_ids
+from steerfast.plans.fields import wholes
 from steerfast.plans.plan import Plan
+from steerfast.plans.selectors import AfterSequence, final_token
 from steerfast.serving.cache_size import Length, sized_config
 
 _SAMPLING = ("max_new_tokens", "eos_token_id", "do_sample", "temperature", "top_k", "top_p", "seed")
@@ -65,7 +68,10 @@ def generate_batch(
         return []
     with ExitStack() as stack:
         handle = model if isinstance(model, Handle) else stack.enter_context(attach(model))
-        prompts = [_token_ids(one, number, tokenizer) for number, one in enumerate(asked)]
+        vocabulary = int(handle.model.get_input_embeddings().num_embeddings)
+        prompts = [
+            _token_ids(one, number, tokenizer, vocabulary) for number, one in enumerate(asked)
+        ]
         for number, one in enumerate(asked):
             _check(one, number, handle)
         groups: dict[tuple[Any, ...], list[int]] = {}
@@ -165,15 +171,28 @@ def _most_new(request: Request) -> int:
     return MAX_NEW_TOKENS if given is None else given
 
 
-def _token_ids(request: Request, number: int, tokenizer: Any) -> list[int]:
+def _token_ids(request: Request, number: int, tokenizer: Any, vocabulary: int) -> list[int]:
     prompt = request.prompt
     if isinstance(prompt, str):
         if tokenizer is None:
             raise ValueError(f"request {number} is text; give tokenizer=, or token ids")
-        prompt = tokenizer(prompt)["input_ids"]
-    ids = [int(token) for token in prompt]
+        prompt = token_ids(tokenizer, prompt)
+    try:
+        ids = list(wholes(f"a token id of request {number}", prompt))
+    except TypeError as error:
+        raise ValueError(str(error)) from error
     if not ids:
         raise ValueError(f"request {number} has an empty prompt")
+    if min(ids) < 0 or max(ids) >= vocabulary:
+        raise ValueError(
+            f"request {number} has token ids {min(ids)} to {max(ids)}; this model knows 0 to {vocabulary - 1}"
+        )
+    for term in () if not isinstance(request.plan, Plan) else request.plan.terms:
+        if isinstance(term.select, AfterSequence):
+            try:
+                final_token(ids, term.select.tokens)
+            except ValueError as error:
+                raise ValueError(f"request {number}: {error}") from error
     return ids
 
 

@@ -124,8 +124,14 @@ def lower(plan: Plan, slots: int | None = None) -> Lowered:
     offsets = tuple(
         tuple(sorted(cut.offset for cut in cuts if cut.origin == origin)) for origin in origins
     )
-    states = math.prod(len(each) + 1 for each in offsets)
-    if len(cuts) >= MAX_SEGMENTS or states > MAX_STATES:
+    # Counted first: of very many cuts the combinations are a number of thousands of digits.
+    states = 0 if len(cuts) >= MAX_SEGMENTS else math.prod(len(each) + 1 for each in offsets)
+    if not states:
+        raise ValueError(
+            f"the plan's selectors cut positions in {len(cuts)} places; up to {MAX_SEGMENTS - 1} fit: use fewer ranges, or "
+            "fewer positions of a positional vector"
+        )
+    if states > MAX_STATES:
         raise ValueError(
             f"the plan's selectors cut positions in {len(cuts)} places ({states} combinations); up to "
             f"{MAX_SEGMENTS - 1} places ({MAX_STATES}) fit: use fewer ranges, or fewer positions of a positional vector"

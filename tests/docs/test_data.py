@@ -17,8 +17,11 @@ PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 
 def mean_stream(model, tokenizer, prompt, continuation, layer):
     """What "mean" reads, one text at a time: the stream of the continuation's tokens at a layer's output."""
-    ids = tokenizer(prompt + continuation, return_tensors="pt").input_ids
-    first = len(tokenizer(prompt).input_ids)  # byte by byte: no token crosses the border
+    own = {
+        "add_special_tokens": not prompt.startswith(tokenizer.bos_token)
+    }  # one BOS, whoever writes it
+    ids = tokenizer(prompt + continuation, return_tensors="pt", **own).input_ids
+    first = len(tokenizer(prompt, **own).input_ids)  # byte by byte: no token crosses the border
     with torch.no_grad():
         states = model(ids, output_hidden_states=True).hidden_states
     return states[layer + 1][0, first:].double().mean(0)

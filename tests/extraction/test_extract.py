@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_llama import byte_tokenizer, tiny_llama
 
 from steerfast import attach, extract_corpora, extract_pairs, steer
 from steerfast.extraction.contrast import ContrastPair
 from steerfast.extraction.extract import continuation_start, with_stream_norms
 from steerfast.extraction.stream_norms import NormHistogram
+from steerfast.models.tokens import token_ids
 
 PAIRS = [
     ContrastPair("The sea is", " blue and wide today", " grey"),
@@ -216,3 +218,46 @@ def test_rows_of_near_lengths_share_a_batch(tiny):
     extract_corpora(model, tokenizer, texts, texts[:1], name="v", batch_size=4)
     assert sorted(length for _, length in shapes)[:2] == [3, 3]  # not padded to 40
     assert sum(rows for rows, _ in shapes) == 17
+
+
+@pytest.fixture(scope="module")
+def chat():
+    """A tokenizer that puts BOS in front of every text, and whose template begins with it too, as Llama's do."""
+    tokenizer = byte_tokenizer(bos_in_front=True)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}[INST]{{ m['content'] }}[/INST]{% endfor %}"
+    )
+    return tokenizer
+
+
+def test_a_text_that_begins_with_bos_is_not_given_another(chat):
+    templated = chat.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert chat(templated)["input_ids"][:2] == [0, 0]  # what everybody meets
+    wanted = chat.apply_chat_template([{"role": "user", "content": "Hi"}], return_dict=True)
+    assert token_ids(chat, templated) == wanted["input_ids"]
+    assert token_ids(chat, "Hi") == chat("Hi")["input_ids"]
+    assert token_ids(byte_tokenizer(), "<s>Hi") == byte_tokenizer()("<s>Hi")["input_ids"]
+    assert token_ids(chat, "<s><s>Hi")[:3] == [0, 0, chat("H")["input_ids"][1]]  # as it was written
+    assert continuation_start(chat, templated, " yes") == len(wanted["input_ids"])
+
+
+@pytest.mark.parametrize("position", ["last", "mean"])
+def test_templated_pairs_are_read_with_one_bos(chat, position):
+    model = tiny_llama(vocabulary=258, eos_token_id=1)
+    asked = [
+        chat.apply_chat_template([{"role": "user", "content": text}], tokenize=False)
+        for text in ("Hi", "How are you?")
+    ]
+    pairs = [ContrastPair(text, " well", " not so well") for text in asked]
+    made = extract_pairs(model, chat, pairs, name="v", position=position)
+    total = 0
+    for pair in pairs:
+        for sign, ending in ((1, pair.positive), (-1, pair.negative)):
+            ids = chat(
+                pair.prompt + ending, add_special_tokens=False, return_tensors="pt"
+            ).input_ids
+            with torch.no_grad():
+                states = model(ids, output_hidden_states=True).hidden_states[2][0]
+            own = states[-len(ending) :]  # a token a byte
+            total = total + sign * (own[-1] if position == "last" else own.mean(0)) / len(pairs)
+    torch.testing.assert_close(made.at(1), total, rtol=1e-4, atol=1e-5)

@@ -159,3 +159,58 @@ def test_a_chunk_across_the_prompts_end_is_refused_behind_a_cache():
             handle.model(ids[:, :3])
             with pytest.raises(SteerfastError, match="end a chunk where the prompt ends"):
                 loop.step(length)
+
+
+PADDED = [[5, *MARK, 7], [11, 12, *MARK, 14, 15]]
+
+
+@pytest.mark.parametrize(
+    "select",
+    ["after_prompt", "last_prompt_token", Positions(-2, "prompt_end"), AfterSequence(MARK)],
+    ids=repr,
+)
+@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
+@pytest.mark.parametrize("given", [True, False], ids=["mask given", "inferred"])
+def test_a_prompt_in_chunks_is_steered_as_the_whole(select, left, given):
+    """A chunk's mask does not show yet where a prompt that is padded on the right ends; the whole one does."""
+    ids = padded(PADDED, left)
+    mask = {"attention_mask": (ids != 0).long()} if given else {}
+    steered = []
+    with torch.no_grad(), attach(llama()) as handle:
+        for chunk in (None, 2, 3, 5):
+            with handle.use(steer(vector(1), 2.0, select=select)):
+                how = {**HOW, "max_new_tokens": 1, "prefill_chunk_size": chunk}
+                out = handle.model.generate(ids, **mask, **how, **SCORES)
+            steered.append(out.scores[0])
+    for scores in steered[1:]:
+        torch.testing.assert_close(scores, steered[0], rtol=1e-4, atol=1e-3)
+    for row, prompt in enumerate(PADDED):
+        if not left and len(prompt) < ids.shape[1]:
+            continue  # generate reads its first token off a column of padding
+        wanted, _ = outcome(PLAIN, prompt, prompt, steer(vector(1), 2.0, select=select))
+        torch.testing.assert_close(
+            steered[0][row].double(), wanted[-1].double(), rtol=2e-4, atol=2e-3
+        )
+
+
+def test_lengths_and_prompts_that_are_none_are_refused():
+    plan = steer(vector(1), select="after_prompt")
+    with attach(llama()) as handle:
+        for lengths in ([1.5], [True], torch.tensor([2.7]), ["4"], [None]):
+            with pytest.raises(TypeError, match="a prompt length is an integer"):
+                handle.use(plan, prompt_lengths=lengths)
+        with pytest.raises(ValueError, match=r"prompt lengths count tokens, got \[-1\]"):
+            handle.use(plan, prompt_lengths=[-1])
+        for prompts in ([["a"]], [[5.5]], [[True]]):
+            with pytest.raises(TypeError, match="a token id of a prompt is an integer"):
+                handle.use(plan, prompts=prompts)
+        with pytest.raises(ValueError, match=r"prompt_lengths \[3\], but prompts of \[4\] tokens"):
+            handle.use(plan, prompt_lengths=[3], prompts=[[5, 6, 7, 8]])
+        for nothing in (5, object()):
+            with pytest.raises(TypeError, match=r"takes a plan, None, or a list of them"):
+                handle.use(nothing)
+        with pytest.raises(TypeError, match="make a plan of it: steer"):
+            handle.use(vector(1))
+        with handle.use(plan, prompt_lengths=torch.tensor([3])), torch.no_grad():
+            handle.model(torch.tensor([[5, 6, 7, 8]]))
+            assert handle.report().steered == 2

@@ -163,3 +163,29 @@ def test_one_text_where_many_are_wanted_is_refused(texts):
         extract_corpora(None, None, ["a"], texts, name="v")
     with pytest.raises(TypeError, match="takes an iterable of texts"):
         with_stream_norms(V, None, None, texts)
+
+
+@pytest.mark.parametrize(
+    "eight", [8, np.int8(8), np.uint8(8), torch.tensor(8, dtype=torch.int8)], ids=repr
+)
+def test_schedules_from_numbers_of_any_kind(eight):
+    """Small integers would overflow in the arithmetic of the points."""
+    assert Schedule.decay(eight) == Schedule.decay(8)
+    assert Schedule.window(np.uint8(0), eight) == Schedule.window(0, 8)
+    assert Schedule.ramp(np.uint8(0), eight) == Schedule.ramp(0, 8)
+    assert Schedule.table([1.0, 0.5], eight) == Schedule.table([1.0, 0.5], 8)
+    assert Schedule.decay(np.int8(60)).points == Schedule.decay(60).points
+
+
+def test_what_is_no_half_life():
+    with pytest.raises(TypeError, match="a half-life is a number"):
+        Schedule.decay(True)
+    with pytest.raises(ValueError, match="a half-life is beyond float64"):
+        Schedule.decay(10**400)
+    with pytest.raises(TypeError, match="a window's start is an integer"):
+        Schedule.window(torch.tensor(True), 8)
+
+
+def test_a_complex_direction_is_refused():
+    with pytest.raises(ValueError, match="complex at layer 1"):
+        SteeringVector("c", {1: torch.tensor([1 + 5j, 2.0])})

@@ -9,7 +9,7 @@ import torch
 from tiny_llama import tiny_llama
 from transformers import ContinuousBatchingConfig
 
-from steerfast import Condition, SteeringVector, Test, attach, steer
+from steerfast import AfterSequence, Condition, SteeringVector, Test, attach, steer
 from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models.continuous import salted
 from steerfast.serving import Request, generate_batch
@@ -206,3 +206,28 @@ def test_conditions_decide_in_packed_batches(model):
     plain = [alone(model, one, None, 4) for one in ids]
     met = (values > between).tolist()
     assert [one != two for one, two in zip(answers, plain, strict=True)] == met
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plan", "message"),
+    [
+        ([5.9], None, r"a token id of request 1 is an integer, got 5\.9"),
+        ([True], None, "a token id of request 1 is an integer, got True"),
+        (["a"], None, "a token id of request 1 is an integer, got 'a'"),
+        ([10**30], None, "request 1 has token ids"),
+        ([-1], None, "request 1 has token ids -1 to -1; this model knows 0 to"),
+        ([5, 6], "sequence", "request 1: a plan acts after the token sequence"),
+    ],
+    ids=range(6),
+)
+def test_a_bad_request_is_named_before_anything_runs(model, prompt, plan, message):
+    ran = []
+    hook = model.model.embed_tokens.register_forward_hook(lambda *given: ran.append(given))
+    steering = SteeringVector("v", {0: torch.ones(model.config.hidden_size)})
+    given = None if plan is None else steer(steering, select=AfterSequence((9,)))
+    try:
+        with pytest.raises(ValueError, match=message):
+            generate_batch(model, [([5, 6],), (prompt, given)], progress=False)
+    finally:
+        hook.remove()
+    assert not ran
