@@ -32,7 +32,6 @@ class Generation:
         self.tokens, self.mask, self.width = tokens, mask, width
         self.complete = False  # the whole prompt has been seen, so its lengths are final
         self._lengths: tuple[int, ...] = ()
-        self._seen: Tensor | None = None  # the mask as generate passes it on, [rows, so far]
 
     def route(
         self, routing: Routing, batch: int, length: int, mask: Tensor | None, seen: int
@@ -54,7 +53,7 @@ class Generation:
 
     def _learn(self, routing: Routing, batch: int, mask: Tensor | None, seen: int) -> None:
         """P of every row: the real tokens of its prompt."""
-        missing, self._seen = 0, mask
+        missing = 0
         whole = None if mask is None else self._whole(mask)
         if mask is None:
             lengths = [max(self.width, seen)] * batch
@@ -100,12 +99,7 @@ class Generation:
         if given is None:
             if self.tokens is None or self.tokens.shape[1] != self.width:
                 return None
-            # The mask that generate infers where none was given has all the rows; each prompt's are alike.
-            seen, share = self._seen, rows // len(self.tokens)
-            mask = seen[::share] if self.mask is None and seen is not None else self.mask
-            if mask is not None and mask.shape[1] < self.width:
-                return None
-            given = prompts_of(self.tokens, mask, None)
+            given = prompts_of(self.tokens, self.mask, None)
         if rows % len(given):
             raise ValueError(f"use() was given {len(given)} prompts, but generate has {rows} rows")
         each = [list(prompt) for prompt in given for _ in range(rows // len(given))]

@@ -17,11 +17,10 @@ from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.generation import Loop
 from steerfast.models.rebind import Rebindings
-from steerfast.plans.fields import wholes
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_name
 from steerfast.plans.vector import SteeringVector
-from steerfast.routing.in_use import NOTHING, InUse
+from steerfast.routing.in_use import NOTHING, InUse, known_prompts
 from steerfast.table.table import UNSTEERED, Entry, Table
 
 Plans = Plan | None | Sequence[Plan | None]
@@ -64,8 +63,8 @@ class Use:
         handle: Handle,
         entries: list[Entry | None],
         single: bool,
-        lengths: Sequence[int] | None,
-        prompts: Sequence[Sequence[int]] | None,
+        lengths: tuple[int, ...] | None,
+        prompts: tuple[tuple[int, ...], ...] | None,
     ) -> None:
         self._handle = handle
         self.entries, self.single = entries, single
@@ -144,18 +143,8 @@ class Handle:
         or the handle is detached; warns if a vector names another model. Nothing changes then.
         """
         single, wanted = self._checked(plans)
-        lengths = None if prompt_lengths is None else wholes("a prompt length", prompt_lengths)
-        if lengths is not None and min(lengths, default=0) < 0:
-            raise ValueError(f"prompt lengths count tokens, got {list(lengths)}")
-        if prompts is not None:
-            prompts = [wholes("a token id of a prompt", prompt) for prompt in prompts]
-        if lengths is not None and prompts is not None:
-            known = [len(prompt) for prompt in prompts]
-            if list(lengths) != known:
-                raise ValueError(
-                    f"use() was given prompt_lengths {list(lengths)}, but prompts of {known} tokens; give one of them"
-                )
-        use = Use(self, self._acquire(wanted), single, lengths, prompts)
+        lengths, ids = known_prompts(prompt_lengths, prompts)
+        use = Use(self, self._acquire(wanted), single, lengths, ids)
         try:
             self._assign(use)
         except Exception:
@@ -273,7 +262,7 @@ class Handle:
 
     def _assign(self, use: Use) -> None:
         self._shared.routing.assign(
-            InUse.of(use.entries, use.single, use.prompt_lengths, use.prompts)
+            InUse(tuple(use.entries), use.single, use.prompt_lengths, use.prompts)
         )
 
     def _end(self, use: Use) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from torch import Tensor
+
 from steerfast.errors import SteerfastError
+from steerfast.plans.fields import wholes
 from steerfast.table.table import Entry
 
 
@@ -22,21 +25,6 @@ class InUse:
     single: bool = True
     lengths: tuple[int, ...] | None = None
     prompts: tuple[tuple[int, ...], ...] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        requests: Sequence[Entry | None],
-        single: bool = True,
-        lengths: Sequence[int] | None = None,
-        prompts: Sequence[Sequence[int]] | None = None,
-    ) -> InUse:
-        """From sequences of any kind; prompts say their lengths."""
-        ids = None if prompts is None else tuple(tuple(prompt) for prompt in prompts)
-        if lengths is None and ids is not None:
-            lengths = [len(prompt) for prompt in ids]
-        known = None if lengths is None else tuple(int(length) for length in lengths)
-        return cls(tuple(requests), single, known, ids)
 
     @property
     def count(self) -> int | None:
@@ -131,6 +119,27 @@ class InUse:
                 "a model cannot be copied while a plan is in use, since nobody could end it on the copy; "
                 "end use() first, or copy the model before attaching it"
             )
+
+
+def known_prompts(
+    lengths: Tensor | Sequence[int] | None, prompts: Sequence[Sequence[int]] | None
+) -> tuple[tuple[int, ...] | None, tuple[tuple[int, ...], ...] | None]:
+    """What ``use`` was told of prompts: (lengths, token ids), as integers; ids say their lengths.
+
+    TypeError for what is no integer, ValueError for a length below 0, or lengths that are not those of the prompts.
+    """
+    counts = None if lengths is None else wholes("a prompt length", lengths)
+    if counts is not None and min(counts, default=0) < 0:
+        raise ValueError(f"prompt lengths count tokens, got {list(counts)}")
+    if prompts is None:
+        return counts, None
+    ids = tuple(wholes("a token id of a prompt", prompt) for prompt in prompts)
+    own = tuple(len(prompt) for prompt in ids)
+    if counts not in (None, own):
+        raise ValueError(
+            f"use() was given prompt_lengths {list(counts or ())}, but prompts of {list(own)} tokens; give one of them"
+        )
+    return own, ids
 
 
 NOTHING = InUse((None,))

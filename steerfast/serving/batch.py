@@ -73,7 +73,7 @@ def generate_batch(
             _token_ids(one, number, tokenizer, vocabulary) for number, one in enumerate(asked)
         ]
         for number, one in enumerate(asked):
-            _check(one, number, handle)
+            _check(one, number, handle, prompts[number])
         groups: dict[tuple[Any, ...], list[int]] = {}
         for number, one in enumerate(asked):
             groups.setdefault(_shared_sampling(one), []).append(number)
@@ -187,16 +187,10 @@ def _token_ids(request: Request, number: int, tokenizer: Any, vocabulary: int) -
         raise ValueError(
             f"request {number} has token ids {min(ids)} to {max(ids)}; this model knows 0 to {vocabulary - 1}"
         )
-    for term in () if not isinstance(request.plan, Plan) else request.plan.terms:
-        if isinstance(term.select, AfterSequence):
-            try:
-                final_token(ids, term.select.tokens)
-            except ValueError as error:
-                raise ValueError(f"request {number}: {error}") from error
     return ids
 
 
-def _check(request: Request, number: int, handle: Handle) -> None:
+def _check(request: Request, number: int, handle: Handle, ids: list[int]) -> None:
     unknown = sorted(set(request.sampling) - set(_SAMPLING))
     if unknown:
         raise ValueError(
@@ -216,6 +210,9 @@ def _check(request: Request, number: int, handle: Handle) -> None:
         )
     try:
         handle.table.check(request.plan)
+        for term in request.plan.terms:
+            if isinstance(term.select, AfterSequence):
+                final_token(ids, term.select.tokens)
     except ValueError as error:
         raise ValueError(f"request {number}: {error}") from error
 
