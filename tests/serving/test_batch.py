@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from one_by_one import VOCABULARY, alone, prompt
 from tiny_llama import tiny_llama
 from transformers import ContinuousBatchingConfig
 
@@ -14,7 +15,7 @@ from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models.continuous import salted
 from steerfast.serving import Request, generate_batch
 
-D, LAYERS, VOCABULARY = 32, 3, 64
+D, LAYERS = 32, 3
 SMALL = {
     "page_size": 16,
     "num_blocks": 200,
@@ -31,17 +32,6 @@ def model():
 def vector(seed):
     rng = torch.Generator().manual_seed(seed)
     return SteeringVector(f"v{seed}", {at: torch.randn(D, generator=rng) for at in range(LAYERS)})
-
-
-def prompt(seed, length):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randint(1, VOCABULARY, (length,), generator=rng).tolist()
-
-
-def alone(model, ids, plan, count):
-    with attach(model) as handle, handle.use(plan):
-        out = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)
-    return out[0, len(ids) :].tolist()
 
 
 def test_more_plans_than_slots_wait_their_turn(model):

@@ -6,14 +6,15 @@ import copy
 
 import pytest
 import torch
+from one_by_one import VOCABULARY, alone, prompt
 from tiny_llama import tiny_llama
 from transformers import ContinuousBatchingConfig
 
-from steerfast import Condition, SteeringVector, Test, attach, steer
+from steerfast import Condition, SteeringVector, Test, steer
 from steerfast.serving import batch, cache_size, generate_batch
 from steerfast.serving.cache_size import CacheSize, Length
 
-D, LAYERS, VOCABULARY = 32, 2, 64
+D, LAYERS = 32, 2
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +40,6 @@ def plan(seed, **options):
     rng = torch.Generator().manual_seed(seed)
     directions = {at: torch.randn(D, generator=rng) for at in range(LAYERS)}
     return steer(SteeringVector(f"v{seed}", directions), 2.0, **options)
-
-
-def prompt(seed, length):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randint(1, VOCABULARY, (length,), generator=rng).tolist()
-
-
-def alone(model, ids, plan, count):
-    with attach(model) as handle, handle.use(plan):
-        out = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)
-    return out[0, len(ids) :].tolist()
 
 
 @pytest.mark.parametrize(
