@@ -18,6 +18,7 @@ from steerfast.errors import SteerfastError
 from steerfast.models.attachment import Attachment
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.hand_over import NextNorm, at_hand, unobserved, watched_everywhere
+from steerfast.models.rebind import stands
 from steerfast.ops.records import Steering
 from steerfast.plans.sites import site_index
 from steerfast.routing.inputs import inputs_of
@@ -123,7 +124,7 @@ class SteeredLayer:
     def _next_norm(self, stream: Tensor) -> Any:
         """The norm that reads this layer's output, if nothing can come between; else None."""
         layer = self.layer
-        if layer.__dict__.get("forward") is not self.own_forward or not unobserved(layer):
+        if not stands(self.own_forward, layer.__dict__.get("forward")) or not unobserved(layer):
             return None
         return None if self.next is None else self.next.ready(stream)
 

@@ -74,4 +74,12 @@ class Rebindings:
     @staticmethod
     def _where(item: _Rebound) -> str | None:
         places = {item.place, item.name, *((_ACCELERATE,) if item.name == "forward" else ())}
-        return next((p for p in places if item.module.__dict__.get(p) is item.ours), None)
+        return next((p for p in places if stands(item.ours, item.module.__dict__.get(p))), None)
+
+
+def stands(known: Any, current: Any) -> bool:
+    """Whether what stands somewhere is what is known to; of a copied model two copies of one bound method."""
+    if current is known:
+        return True
+    owner = getattr(known, "__self__", None)
+    return owner is not None and getattr(current, "__self__", None) is owner
