@@ -1,4 +1,4 @@
-"""What a plan does to one request: the whole sequence, without cache or batch, row by row in plain torch.
+"""What a plan does to one request: the whole sequence, without cache or batch; what a row computes is ``row_oracle``'s.
 
 Nothing here comes from the package; only fields of plans are read. Slow and obvious on purpose.
 """
@@ -6,8 +6,12 @@ Nothing here comes from the package; only fields of plans are read. Slow and obv
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
+from row_oracle import Watch, ablated, by_row, contribution, idle, length, opened, place_of
+
+# -- where and when -----------------------------------------------------------------------------------------
 
 
 def begins(prompt, sequence):
@@ -58,65 +62,44 @@ def gain(schedule, offset):
     return points[-1][1]
 
 
-def place_of(site, layer):
-    """resid_pre of a layer is resid_post of the one below; below layer 0 there is layer -1."""
-    return ("resid_post", layer - 1) if site == "resid_pre" else (site, layer)
+def steered(stream, place, prompt, plan, watch):
+    """The rows of a sequence after steering at a place; those that are not steered keep their bits."""
+    h, rows = stream.double(), len(stream)
+    gains = torch.tensor([gain(plan.schedule, t - len(prompt)) for t in range(rows)])[:, None]
+    acting, change, ablations = torch.zeros(rows, dtype=torch.bool), torch.zeros_like(h), {}
+    for term in plan.terms:
+        for layer in term.layers:
+            if place_of(term.site, layer) != place or idle(term):
+                continue
+            here = torch.tensor([selected(term.select, t, prompt) for t in range(rows)])
+            if not here.any():
+                continue
+            acting |= here
+            if term.operator == "ablate":
+                gate = term.gate
+                name = gate and (gate.kind, gate.bias, gate.threshold)
+                key = gate and tuple(gate.key.directions[layer].tolist())
+                group = ablations.setdefault((term.coefficient, name, key), (gate, layer, []))
+                group[2].append((by_row(term, layer, rows), here))
+                continue
+            with watch.only(here):
+                u = contribution(term, h, layer, plan, watch)
+                u = opened(term.gate, h, layer, watch) * u
+            change = change + torch.where(here[:, None], u, 0.0)
+    for (strength, *_), (gate, layer, members) in ablations.items():
+        with watch.only(torch.stack([one for _, one in members]).any(0)):
+            change += strength * opened(gate, h, layer, watch) * ablated(h, members)
+    y = h + gains * change
+    n, grown = length(h), length(y)
+    factor = torch.where(grown > 0, n / torch.where(grown > 0, grown, 1.0), 1.0)
+    if plan.finish == "preserve":
+        y = y * factor
+    if plan.finish == "shrink":
+        y = y * factor.clamp(max=1.0)
+    return torch.where(acting[:, None] & (gains != 0), y, h).to(stream.dtype)
 
 
-def direction(term, layer, t):
-    vector = term.vector.directions[layer].double()
-    return vector[t] if vector.ndim == 2 else vector
-
-
-def opened(gate, h, layer):
-    if gate is None:
-        return 1.0
-    key = gate.key.directions[layer].double()
-    if gate.kind == "cosine":
-        return float(torch.dot(h, key) / (h.norm() * key.norm()) > gate.threshold)
-    dot = torch.dot(h, key) + gate.bias
-    return float(dot > 0) if gate.kind == "hard" else float(torch.sigmoid(dot))
-
-
-def contribution(term, h, layer, t):
-    """u(h) of one term, with its gate."""
-    v = direction(term, layer, t)
-    unit = v / v.norm()
-    if term.operator == "add":
-        scale = {"raw": 1.0, "unit": 1 / v.norm()}[term.scale]
-        change = term.coefficient * scale * v
-    elif term.operator == "ablate":
-        change = -term.coefficient * torch.dot(h, unit) * unit
-    elif term.operator == "clamp":
-        change = (term.target - torch.dot(h, unit)) * unit
-    elif term.operator == "add_relative":
-        change = term.coefficient * h.norm() * unit
-    else:
-        raise NotImplementedError(term.operator)
-    return opened(term.gate, h, layer) * change
-
-
-def steered_row(h, place, t, prompt, plan):
-    """The stream of position t after steering at a place."""
-    g = gain(plan.schedule, t - len(prompt))
-    active = [
-        (term, layer)
-        for term in plan.terms
-        for layer in term.layers
-        if place_of(term.site, layer) == place
-        and selected(term.select, t, prompt)
-        and not (term.operator != "clamp" and term.coefficient == 0)
-    ]
-    if not active or g == 0:
-        return h
-    h = h.double()
-    y = h + g * sum(contribution(term, h, layer, t) for term, layer in active)
-    n, grown = h.norm(), y.norm()
-    if plan.finish == "preserve" and grown > 0:
-        y = y * (n / grown)
-    if plan.finish == "shrink" and grown > 0:
-        y = y * min(1.0, float(n / grown))
-    return y.float()
+# -- conditions -----------------------------------------------------------------------------------------------
 
 
 def measured(test, streams, prompt):
@@ -133,12 +116,12 @@ def measured(test, streams, prompt):
     return float(values[-1] if test.over == "last" else values.mean())
 
 
-def acts(plan, model, prompt):
-    """(position, place) -> whether the plan's condition lets it act there."""
+def acts(plan, model, prompt, places=None):
+    """(positions [T], place) -> [T], whether the plan's condition lets it act there."""
     if plan.condition is None:
-        return lambda t, place: True
+        return lambda t, place: torch.ones_like(t, dtype=torch.bool)
     streams = {}
-    run(model, prompt, lambda h, place: streams.setdefault(place, h))
+    run(model, prompt, lambda h, place: streams.setdefault(place, h), places)
     met = []
     for test in plan.condition.tests:
         value, limit = measured(test, streams, prompt), test.threshold
@@ -146,39 +129,59 @@ def acts(plan, model, prompt):
     held = all(met) if plan.condition.require == "all" else any(met)
     last = max(place_of(test.site, test.layer)[1] for test in plan.condition.tests)
     end = len(prompt) - 1
-    return lambda t, place: held and (t > end or (t == end and place[1] > last))
+    return lambda t, place: (
+        torch.full_like(t, held, dtype=torch.bool) & ((t > end) | ((t == end) & (place[1] > last)))
+    )
 
 
-def run(model, ids, at):
+# -- the model ------------------------------------------------------------------------------------------------
+
+
+def run(model, ids, at, places=None):
     """Llama's layers over one sequence; ``at(stream, place)`` gives what goes on. (logits [T, V], [streams])."""
-    inner, length = model.model, len(ids)
-    positions = torch.arange(length)[None]
-    mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
+    inner, rows = model.model, len(ids)
+    positions = torch.arange(rows) if places is None else torch.tensor(places)[:rows]
+    mask = torch.full((rows, rows), torch.finfo(model.dtype).min, dtype=model.dtype).triu(1)
     with torch.no_grad():
         h = at(inner.embed_tokens(torch.tensor(ids)), ("resid_post", -1))
-        rotary = inner.rotary_emb(h[None], positions)
+        rotary = inner.rotary_emb(h[None], positions[None])
         streams = [h]
         for index, layer in enumerate(inner.layers):
             normed = layer.input_layernorm(h[None])
-            mixed = layer.self_attn(normed, position_embeddings=rotary, attention_mask=mask)[0]
+            attend = {"position_embeddings": rotary, "attention_mask": mask[None, None]}
+            mixed = layer.self_attn(normed, **attend)[0]
             h = at(h + mixed[0], ("resid_mid", index))
             h = at(h + layer.mlp(layer.post_attention_layernorm(h)), ("resid_post", index))
             streams.append(h)
         return model.lm_head(inner.norm(h)), streams
 
 
-def outcome(model, ids, prompt, plan):
-    """(logits [T, V], [stream [T, D] before layer 0, after layer 0, ...]) of one request under a plan or None."""
-    if plan is None:
-        return run(model, ids, lambda h, place: h)
-    allowed = acts(plan, model, prompt)
+class Outcome(NamedTuple):
+    """logits: [T, V]. streams: [T, D] before layer 0, after layer 0, ... margin: [T], see ``Watch``."""
+
+    logits: torch.Tensor
+    streams: list[torch.Tensor]
+    margin: torch.Tensor
+
+
+def watched(model, ids, prompt, plan, *, places=None, changes=(), shake=0.0):
+    """One request under a plan or None. changes: (from position, other plan), ascending, as ``change`` makes them."""
+    watch, t = Watch(len(ids), shake), torch.arange(len(ids))
+    spans = [(0, plan), *changes]
+    allowed = [None if one is None else acts(one, model, prompt, places) for _, one in spans]
 
     def at(h, place):
-        return torch.stack(
-            [
-                steered_row(row, place, t, prompt, plan) if allowed(t, place) else row
-                for t, row in enumerate(h)
-            ]
-        )
+        h = after = watch.shaken(h)
+        for (start, one), may in zip(spans, allowed, strict=True):
+            row = h
+            if one is not None:
+                row = torch.where(may(t, place)[:, None], steered(h, place, prompt, one, watch), h)
+            after = torch.where((t >= start)[:, None], row, after)
+        return after
 
-    return run(model, ids, at)
+    return Outcome(*run(model, ids, at, places), watch.margin)
+
+
+def outcome(model, ids, prompt, plan):
+    """(logits [T, V], [stream [T, D] before layer 0, after layer 0, ...]) of one request under a plan or None."""
+    return watched(model, ids, prompt, plan)[:2]

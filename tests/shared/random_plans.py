@@ -1,4 +1,4 @@
-"""Random requests for the oracle: prompts, and plans with every selector, schedule, condition and finish."""
+"""Random requests for the oracle: prompts, and plans with every operator, selector, schedule, condition and finish."""
 
 from __future__ import annotations
 
@@ -35,9 +35,13 @@ PLAIN = llama()  # never patched: the oracle's
 def vector(seed, positions=None):
     rng = torch.Generator().manual_seed(seed)
     shape = (D,) if positions is None else (positions, D)
-    return SteeringVector(
-        f"v{seed}", {at: torch.randn(shape, generator=rng) for at in range(LAYERS)}
-    )
+    directions = {at: torch.randn(shape, generator=rng) for at in range(LAYERS)}
+    return SteeringVector(f"v{seed}", directions, {at: 2.0 + at for at in range(LAYERS)})
+
+
+def any_vector(rng):
+    """One of many, or of a few, so that plans name the same one twice."""
+    return vector(rng.randrange(10_000) if rng.random() < 0.8 else rng.randrange(3))
 
 
 def prompt(rng):
@@ -60,24 +64,60 @@ def selector(rng):
     return First(rng.randrange(1, 13))
 
 
-def term(rng):
-    select = selector(rng)
+def gate(rng, jumps):
+    kind = rng.choice(["hard", "cosine", "sigmoid"] if jumps else ["sigmoid"])
+    number = {"threshold": rng.uniform(-0.2, 0.2)} if kind == "cosine" else {}
+    if kind != "cosine":
+        number = {"bias": rng.choice([0.0, rng.uniform(-3, 3)])}
+    return Gate(kind, any_vector(rng), **number)
+
+
+SMOOTH = ["add", "add_relative", "ablate", "clamp", "floor", "ceiling", "reflect", "map"]
+SMOOTH += ["rotate_to", "rotate_by", "slerp"]
+JUMPS = ["signed", "feature_clamp"]
+
+
+def numbers(rng, operator):
+    """The fields of an operator, beside vector and place."""
+    if operator in ("clamp", "floor", "ceiling"):
+        return {"target": rng.uniform(-8, 8)}
+    if operator in ("rotate_to", "rotate_by"):
+        angles = [rng.uniform(-3.2, 3.2), 1.0, 0.0]
+        return {"second": any_vector(rng), "angle": rng.choice(angles)}
+    if operator == "feature_clamp":
+        given = {"target": rng.uniform(-1, 1), "threshold": rng.choice([0.0, rng.uniform(-2, 2)])}
+        return {**given, "read": any_vector(rng), "bias": rng.uniform(-1, 1)}
+    if operator == "map":
+        given = {"coefficient": rng.choice([-0.1, 0.0, 0.05]), "bias": rng.choice([0.0, 1.5])}
+        return {**given, "read": any_vector(rng)}
+    if operator == "slerp":
+        return {"coefficient": rng.choice([-0.5, 0.0, 0.2, 0.7, 1.0])}
+    if operator in ("ablate", "reflect"):
+        return {"coefficient": rng.choice([1.0, 1.0, 0.5, -0.7, 0.0])}
+    return {"coefficient": rng.choice([-2.0, -0.7, 0.0, 0.5, 1.5])}
+
+
+def term(rng, jumps=False, select=None, operator=None):
+    """jumps: also operators and gates where a rounding may decide between two values."""
+    select = selector(rng) if select is None else select
     positions = select.count if isinstance(select, First) and rng.random() < 0.5 else None
-    given = {
-        "vector": vector(rng.randrange(10_000), positions),
-        "layers": tuple(rng.sample(range(LAYERS), rng.randrange(1, 3))),
-        "site": rng.choice(SITES),
-        "select": select,
-    }
-    if rng.random() < 0.25:
-        given["gate"] = Gate("sigmoid", vector(rng.randrange(10_000)))
-    operator = rng.choice(["add", "add", "ablate", "clamp", "add_relative"])
-    if operator == "clamp":
-        return Term(operator=operator, target=rng.uniform(-8, 8), **given)
-    coefficient = rng.choice([-2.0, -0.7, 0.0, 0.5, 1.5])
+    site = rng.choice(SITES)
+    if operator is None:
+        operator = rng.choice(["add", "add", *SMOOTH, *(JUMPS if jumps else ())])
+    given = numbers(rng, operator)
+    layers = tuple(rng.sample(range(LAYERS), rng.randrange(1, 3)))
+    number = rng.randrange(10_000) if rng.random() < 0.8 else rng.randrange(3)
+    v = vector(number, positions)
+    second = given.get("second")
+    if second is not None and positions is None and second.digest == v.digest:
+        given["second"] = vector(number + 1)
     if operator == "add":
-        given["scale"] = rng.choice(["raw", "unit"])
-    return Term(coefficient=coefficient, operator=operator, **given)
+        given["scale"] = rng.choice(["raw", "unit", "equal", "stream"])
+        if given["scale"] == "stream" and site == "resid_pre" and 0 in layers:
+            site = "resid_mid"  # of the embeddings no norm is known
+    if rng.random() < 0.25:
+        given["gate"] = gate(rng, jumps)
+    return Term(v, layers=layers, site=site, select=select, operator=operator, **given)
 
 
 def schedule(rng):
@@ -95,10 +135,10 @@ def schedule(rng):
     return None if kind is None else Schedule.table([0.0, 1.0, -1.0, 0.5, 2.0][:length], start)
 
 
-def condition(rng, tokens, averaging):
+def condition(rng, tokens, averaging, model=PLAIN):
     """One to three tests, each met or not by a clear margin, half and half."""
     streams = {}
-    plan_oracle.run(PLAIN, tokens, lambda h, place: streams.setdefault(place, h))
+    plan_oracle.run(model, tokens, lambda h, place: streams.setdefault(place, h))
     tests = []
     for _ in range(rng.randrange(1, 4)):
         given = {
@@ -116,15 +156,12 @@ def condition(rng, tokens, averaging):
     return Condition(tuple(tests), require=rng.choice(["all", "any"]))
 
 
-def plan(rng, tokens, averaging=True):
+def plan(rng, tokens, averaging=True, jumps=False, most=3):
     """A plan for the request with these prompt tokens, or None."""
     if rng.random() < 0.1:
         return None
-    terms = [term(rng) for _ in range(rng.randrange(1, 4))]
-    while sum(one.operator == "ablate" for one in terms) > 1:
-        terms.pop()  # two ablations may leave together, as a space: tests/ops/test_operators.py
     return Plan(
-        tuple(terms) or (term(rng),),
+        tuple(term(rng, jumps) for _ in range(rng.randrange(1, most + 1))),
         finish=rng.choice(["none", "preserve", "shrink"]),
         schedule=schedule(rng),
         condition=condition(rng, tokens, averaging) if rng.random() < 0.35 else None,
