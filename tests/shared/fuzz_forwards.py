@@ -1,0 +1,311 @@
+"""Fuzzed forwards of one's own: whole rows, chunks over a cache, packed rows, decoding loops that rewind."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from fuzz_bench import Bench, Refused, Request, asking, plans_of, tokens
+from torch import Tensor
+
+from steerfast import AfterSequence, Plan, Positions
+
+
+class Padded(NamedTuple):
+    """ids, mask [B, T]; before: each row's columns of padding on the left; places: [B, T] position ids."""
+
+    ids: Tensor
+    mask: Tensor
+    before: list[int]
+    places: Tensor
+
+    def real(self, row: int, columns: Tensor) -> Tensor:
+        """What stands in the columns of a row's tokens."""
+        return columns[self.mask[row].bool()]
+
+
+def padded(rng: random.Random, rows: list[list[int]], side: str) -> Padded:
+    """Rows of any length, padded on the ``left``, the ``right`` or ``both`` sides; the mask has ones."""
+    width = max(map(len, rows)) + (rng.randrange(3) if side == "both" else 0)
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.int64), torch.zeros(len(rows), width)
+    before = []
+    for number, row in enumerate(rows):
+        spare = width - len(row)
+        first = {"left": spare, "right": 0, "both": rng.randrange(spare + 1)}[side]
+        ids[number, first : first + len(row)] = torch.tensor(row)
+        mask[number, first : first + len(row)] = 1
+        before.append(first)
+    mask = mask.long()
+    return Padded(ids, mask, before, (mask.cumsum(-1) - 1).clamp(min=0))
+
+
+def shown(rng: random.Random, mask: Tensor) -> Tensor | None:
+    """A mask as somebody might write it: none where there is nothing to hide, any number but 0 for a token."""
+    if bool(mask.all()) and rng.random() < 0.5:
+        return None
+    kind = rng.choice(["ones", "bool", "numbers", "float"])
+    if kind == "numbers":
+        many = torch.tensor([rng.choice([1, 2, 7, -1]) for _ in range(mask.numel())])
+        return mask * many.reshape(mask.shape)
+    return mask.bool() if kind == "bool" else mask.float() if kind == "float" else mask
+
+
+def asks_end(plan: Plan | None) -> bool:
+    """Whether a plan asks where its prompt ends, or what stands in it."""
+    if plan is None:
+        return False
+
+    def asks(select: Any) -> bool:
+        if isinstance(select, Positions):
+            return any(b == "prompt_end" or (b or 0) < 0 for b in (select.start, select.stop))
+        return isinstance(select, AfterSequence) or (isinstance(select, str) and select != "all")
+
+    return bool(plan.schedule or plan.condition) or any(asks(one.select) for one in plan.terms)
+
+
+def asks_ids(plan: Plan | None) -> bool:
+    return plan is not None and any(isinstance(one.select, AfterSequence) for one in plan.terms)
+
+
+def only_behind(plan: Plan | None) -> bool:
+    """Whether a plan says in so many words that it acts behind prompts only."""
+    return plan is not None and all(one.select == "generated" for one in plan.terms)
+
+
+def told(rng: random.Random, requests: list[Request]) -> tuple[str, dict[str, Any]]:
+    """What ``use`` is told of the prompts. Of nothing, all tokens are prompt."""
+    kind = rng.choice(["lengths", "prompts", "nothing"])
+    if kind == "lengths":
+        lengths = [len(one.prompt) for one in requests]
+        given = torch.tensor(lengths) if rng.random() < 0.3 else lengths
+        return kind, {"prompt_lengths": given}
+    if kind == "prompts":
+        return kind, {"prompts": [one.prompt for one in requests]}
+    return kind, {}
+
+
+def one_or_many(rng: random.Random, requests: list[Request]) -> Any:
+    """What ``use`` is given: a list, or one plan, which is then everybody's."""
+    if rng.random() < 0.7:
+        return plans_of(requests)
+    for request in requests:
+        request.plan = requests[0].plan
+    return requests[0].plan
+
+
+def whole(bench: Bench, rng: random.Random) -> None:
+    """Prompts and what follows, padded on any side, by ids or embeddings: logits and all streams."""
+    requests = bench.requests(rng, rng.randrange(1, 4), 0)
+    for one in requests:
+        one.tokens = one.prompt + tokens(rng, rng.randrange(6))
+    plans = one_or_many(rng, requests)
+    kind, known = told(rng, requests)
+    if kind == "nothing":
+        for one in requests:
+            one.prompt = one.tokens
+    side = rng.choice(["left", "right", "both"])
+    batch = padded(rng, [one.tokens for one in requests], side)
+    mask = shown(rng, batch.mask)
+    places = rng.choice([None, batch.places, batch.places + rng.choice([1, 5, 100])])
+    embedded = rng.random() < 0.25
+    expect = "answer"
+    if kind == "nothing":
+        if any(one.plan and one.plan.condition for one in requests) or embedded:
+            expect = "either" if any(asks_end(one.plan) for one in requests) else "answer"
+        elif any(asks_end(one.plan) for one in requests):
+            expect = "refusal" if any(only_behind(one.plan) for one in requests) else "either"
+    if embedded and kind != "prompts" and any(asks_ids(one.plan) for one in requests):
+        expect = "refusal"
+    what = f"whole rows, {side}, {kind}, {'embeddings' if embedded else 'ids'}"
+    given: dict[str, Any] = {"input_ids": batch.ids}
+    if embedded:
+        given = {"inputs_embeds": bench.plain.get_input_embeddings()(batch.ids).to(bench.dtype)}
+    if mask is not None:
+        given["attention_mask"] = mask
+    if places is not None:
+        given["position_ids"] = places
+    with asking(expect, what), torch.no_grad(), bench.handle.use(plans, **known):
+        out = bench.model(**given, output_hidden_states=True)
+    if places is None:
+        places = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
+    for row, one in enumerate(requests):
+        streams = [batch.real(row, stream[row]) for stream in out.hidden_states[:-1]]
+        logits = batch.real(row, out.logits[row])
+        at = batch.real(row, places[row]).tolist()
+        bench.check(one, logits, f"{what}, row {row}", streams=streams, places=at)
+
+
+def cut(rng: random.Random, until: int, most: int = 6) -> list[int]:
+    """Where chunks end, the last at ``until``."""
+    ends, at = [], 0
+    while at < until:
+        at = min(at + rng.randrange(1, most), until)
+        ends.append(at)
+    return ends
+
+
+def across(batch: Padded, requests: list[Request], seen: int, until: int) -> bool:
+    """Whether columns hold, for a plan with a condition, tokens of its prompt and tokens behind it."""
+    for row, one in enumerate(requests):
+        if one.plan is None or one.plan.condition is None:
+            continue
+        end = batch.before[row] + len(one.prompt)
+        stop = min(until, batch.before[row] + len(one.tokens))
+        if max(seen, batch.before[row]) < end < stop:
+            return True
+    return False
+
+
+def chunks(bench: Bench, rng: random.Random) -> None:
+    """Rows in chunks over a cache, across the ends of their prompts. What was answered before a refusal is right too."""
+    requests = bench.requests(rng, rng.randrange(1, 4), rng.randrange(1, 6))
+    plans = one_or_many(rng, requests)
+    kind, known = told(rng, requests)
+    side = rng.choice(["left", "right", "both"])
+    batch = padded(rng, [one.tokens for one in requests], side)
+    hidden = shown(rng, batch.mask)
+    width, refusable = batch.ids.shape[1], any(asks_end(one.plan) for one in requests)
+    ends = cut(rng, width)
+    what = f"chunks to {ends}, {side}, {kind}"
+    logits = torch.full((len(requests), width, 64), torch.nan, dtype=bench.dtype)
+    cache, seen, stopped = None, 0, None
+    with asking("answer", what), torch.no_grad():
+        use = bench.handle.use(plans, **known)
+    with use, torch.no_grad():
+        for until in ends:
+            expect = "answer"
+            if kind == "nothing" and refusable:
+                expect = "refusal" if seen else "either"
+            elif kind == "lengths" and any(asks_ids(one.plan) for one in requests):
+                expect = "either"
+            if seen and across(batch, requests, seen, until):
+                expect = "refusal"
+            mask = {} if hidden is None else {"attention_mask": hidden[:, :until]}
+            try:
+                with asking(expect, f"{what}, from {seen}"):
+                    out = bench.model(
+                        batch.ids[:, seen:until],
+                        position_ids=batch.places[:, seen:until],
+                        past_key_values=cache,
+                        use_cache=True,
+                        **mask,
+                    )
+            except Refused as refused:
+                stopped = refused
+                break
+            cache, logits[:, seen:until], seen = out.past_key_values, out.logits, until
+    if stopped is None or kind != "nothing" or not refusable:
+        for row, one in enumerate(requests):
+            columns = max(min(seen - batch.before[row], len(one.tokens)), 0)
+            found = batch.real(row, logits[row])[:columns]
+            if columns:
+                bench.check(one, found, f"{what}, row {row}")
+    if stopped is not None:
+        raise stopped
+
+
+def packed(bench: Bench, rng: random.Random) -> None:
+    """Several sequences a row, told by position ids that start again; a plan for all, a row, or a sequence."""
+    rows = rng.choice([1, 1, 2])
+    each = [bench.requests(rng, rng.randrange(1, 4), 0) for _ in range(rows)]
+    if sum(map(len, each)) == rows:
+        each[0] += bench.requests(rng, 1, 0)
+    requests = [one for row in each for one in row]
+    for one in requests:
+        one.tokens = one.prompt + tokens(rng, rng.randrange(5))
+    longest = max(sum(len(one.tokens) for one in row) for row in each)
+    for row in each:  # rows of equal length, since transformers packs none that are padded
+        row[-1].tokens += tokens(rng, longest - sum(len(one.tokens) for one in row))
+    given = rng.choice(["all", "row", "sequence"])
+    plans: Any = plans_of(requests)
+    if given == "all":
+        plans = requests[0].plan
+        for one in requests:
+            one.plan = plans
+    elif given == "row":
+        plans = [row[0].plan for row in each]
+        for row in each:
+            for one in row:
+                one.plan = row[0].plan
+    kind, known = told(rng, requests)
+    expect = "answer"
+    if kind == "nothing":
+        for one in requests:
+            one.prompt = one.tokens
+        if any(asks_end(one.plan) for one in requests):
+            expect = "refusal" if any(only_behind(one.plan) for one in requests) else "either"
+    ids = torch.tensor([[token for one in row for token in one.tokens] for row in each])
+    places = torch.tensor([[t for one in row for t in range(len(one.tokens))] for row in each])
+    what = f"packed rows of {[len(row) for row in each]}, a plan for {given}, {kind}"
+    with asking(expect, what), torch.no_grad(), bench.handle.use(plans, **known):
+        out = bench.model(ids, position_ids=places, use_cache=False, output_hidden_states=True)
+    for number, row in enumerate(each):
+        at = 0
+        for one in row:
+            here = slice(at, at := at + len(one.tokens))
+            streams = [stream[number, here] for stream in out.hidden_states[:-1]]
+            bench.check(one, out.logits[number, here], what, streams=streams)
+
+
+def other_plan(bench: Bench, rng: random.Random, one: Request) -> Plan | None:
+    """One that may take the place of a request's in the middle of it: its condition stays."""
+    other, before = bench.plan(rng, one.prompt), one.plan and one.plan.condition
+    if other is None:
+        return one.plan if before else None
+    return replace(other, condition=before)
+
+
+def loop(bench: Bench, rng: random.Random) -> None:
+    """``handle.generating``, in chunks, with a cache that is rewound and plans that change."""
+    requests = bench.requests(rng, rng.randrange(1, 4), 5)
+    plans = one_or_many(rng, requests)
+    side = rng.choice(["left", "left", "right", "both"])
+    batch = padded(rng, [one.prompt for one in requests], side)
+    width, more = batch.ids.shape[1], 5
+    ids = torch.cat([batch.ids, torch.tensor([one.tokens[-more:] for one in requests])], 1)
+    mask = torch.cat([batch.mask, torch.ones_like(ids[:, :more])], 1)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)
+    conditional = any(one.plan and one.plan.condition for one in requests)
+    logits = torch.full((*ids.shape, 64), torch.nan, dtype=bench.dtype)
+    story, changed, cache, seen = [f"loop, {side}"], None, None, 0
+    others = [other_plan(bench, rng, one) for one in requests]
+    single = not isinstance(plans, list)
+    total, turns = ids.shape[1], 0
+    with asking("answer", "loop"):
+        use = bench.handle.use(plans)
+    with torch.no_grad(), use, bench.handle.generating(batch.ids, batch.mask) as steps:
+        while seen < total and turns < 14:
+            turns += 1
+            back = rng.random() < 0.2 and seen > 0
+            if back:
+                before, seen = seen, rng.randrange(seen)
+                cache.crop(seen - before)
+            if changed is None and rng.random() < 0.1:
+                with asking("either", "a change in a loop"):
+                    use.change(others[0] if single else others)
+                changed = seen
+                story.append(f"change at {seen}")
+            changed = None if changed is None else min(changed, seen)
+            until = min(seen + rng.randrange(1, 6), total)
+            crosses = conditional and 0 < seen < width < until
+            story.append(f"{seen}:{until}")
+            with asking("refusal" if crosses else "answer", " ".join(story)):
+                steps.step(until - seen, seen) if back else steps.step(until - seen)
+                out = bench.model(
+                    ids[:, seen:until],
+                    attention_mask=mask[:, :until],
+                    position_ids=places[:, seen:until],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            cache, logits[:, seen:until], seen = out.past_key_values, out.logits, until
+    for row, one in enumerate(requests):
+        real = mask[row, :seen].bool()
+        found = logits[row, :seen][real]
+        more_of = {}
+        if changed is not None:
+            other = others[0] if single else others[row]
+            more_of = {"changes": [(int(mask[row, :changed].sum()), other)]}
+        bench.check(one, found, f"{' '.join(story)}, row {row}", **more_of)
