@@ -79,6 +79,11 @@ class InUse:
         """Whether it matters to these plans that a row of a batch holds several sequences."""
         return self.by_position or self.count not in (None, batch)
 
+    @property
+    def packs(self) -> bool:
+        """Whether there is a plan for each row, and each holds several sequences, whose prompts' lengths are given."""
+        return not self.single and len(self.lengths or ()) > len(self.requests)
+
     def check_batch(self, batch: int, exact: bool, what: str = "the batch has {} rows") -> None:
         """ValueError unless these plans fit a batch. exact: as many rows as plans; else a multiple will do."""
         plans = self.count

@@ -70,6 +70,8 @@ class Routing:
     def _assign_bare(self, in_use: InUse) -> None:
         """Fill the device's tensors for forwards outside of ``generate``, as far as their prompts are known."""
         self._unknown = self._assigned_for = None
+        if in_use.packs:  # its rows are known with the batch
+            return
         rows = len(in_use.requests) if in_use.lengths is None else len(in_use.lengths)
         single = in_use.single and rows == 1
         try:
@@ -105,7 +107,7 @@ class Routing:
         (batch, length), mask, seen = inputs.shape, inputs.mask, inputs.seen
         in_use, device = self.in_use, self.table.device
         self._begin()
-        if not in_use.active:
+        if not in_use.active and (in_generate or not in_use.tells_sequences(batch)):
             in_use.check_batch(batch, exact=not in_generate)
             return self.buffers.idle(batch * length)
         if inputs.mask_kind:

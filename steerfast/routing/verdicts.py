@@ -26,7 +26,8 @@ LENGTH, DECIDED_AT, ANY = range(3)
 class Verdicts:
     """tests: [seats, 4, 5] int64 (site, bank row of the unit key, is cosine, over the last token, below).
     limits: [seats, 4] float64. about: [seats, 3] int64 (P, the site where it is decided, require any).
-    sums: [seats, 4] float64. verdict: [seats] float32."""
+    sums: [seats, 4] float64. counted: [seats, 4] int64, before which position the prompt is in the sums: a token that is
+    read again, as in a loop that was rewound, counts once. verdict: [seats] float32."""
 
     def __init__(self, seats: int, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -37,6 +38,7 @@ class Verdicts:
             self.about = torch.full((seats, 3), NOWHERE, **whole)  # type: ignore[call-overload]
             self.limits = torch.zeros(seats, MAX_TESTS, **exact)  # type: ignore[call-overload]
             self.sums = torch.zeros(seats, MAX_TESTS, **exact)  # type: ignore[call-overload]
+            self.counted = torch.zeros(seats, MAX_TESTS, **whole)  # type: ignore[call-overload]
             self.verdict = torch.ones(seats, dtype=torch.float32, device=self.device)
         self._conditions: dict[int, Condition | None] = {}
 
@@ -64,6 +66,7 @@ class Verdicts:
         """A request forked from another has read what that one has read."""
         with torch.inference_mode(False):
             self.sums[target] = self.sums[source]
+            self.counted[target] = self.counted[source]
             self.verdict[target] = self.verdict[source]
 
     def grown(self, seats: int) -> Verdicts:
@@ -71,11 +74,11 @@ class Verdicts:
         more = Verdicts(seats, self.device)
         more._conditions = self._conditions
         with torch.inference_mode(False):
-            for name in ("tests", "about", "limits", "sums", "verdict"):
+            for name in ("tests", "about", "limits", "sums", "counted", "verdict"):
                 getattr(more, name)[: self.seats] = getattr(self, name)
         return more
 
-    def keep(self, entries: Sequence[Entry | None]) -> tuple[Tensor, Tensor]:
+    def keep(self, entries: Sequence[Entry | None]) -> tuple[Tensor, Tensor, Tensor]:
         """What has been measured, for requests that go on under other plans. SteerfastError where a plan's
         condition is a new one: its prompt has gone by."""
         for place, entry in enumerate(entries):
@@ -86,14 +89,16 @@ class Verdicts:
                     "a plan with a condition cannot take another's place while a request is under way: its "
                     "prompt is not read again; keep the condition of the plan before, or start the request anew"
                 )
-        return self.sums.clone(), self.verdict.clone()
+        return self.sums.clone(), self.counted.clone(), self.verdict.clone()
 
-    def restore(self, kept: tuple[Tensor, Tensor]) -> None:
+    def restore(self, kept: tuple[Tensor, Tensor, Tensor]) -> None:
         """Put back what ``keep`` returned, where there is still a condition."""
         with torch.inference_mode(False):
-            self.sums.copy_(kept[0])
+            sums, counted, verdict = kept
+            self.sums.copy_(sums)
+            self.counted.copy_(counted)
             waiting = self.about[:, DECIDED_AT] != NOWHERE
-            self.verdict.copy_(torch.where(waiting, kept[1], 1.0))
+            self.verdict.copy_(torch.where(waiting, verdict, 1.0))
 
     def _write(self, requests: Sequence[tuple[Entry | None, int | None]], first: int) -> None:
         count = len(requests)
@@ -124,6 +129,7 @@ class Verdicts:
         seats = slice(first, None if count is None else first + count)
         with torch.inference_mode(False):
             self.sums[seats] = 0.0
+            self.counted[seats] = 0
             waiting = self.about[seats, DECIDED_AT] != NOWHERE
             self.verdict[seats] = torch.where(waiting, torch.nan, 1.0)
 
@@ -144,9 +150,12 @@ class Verdicts:
             for place in range(MAX_TESTS):
                 test = self.tests[:, place][seat]
                 here = (test[:, SITE] == site) & torch.where(test[:, LAST] == 1, last, in_prompt)
+                here &= position >= self.counted[seat, place]
                 value = _value(rows, bank, test, here)
                 where = seat, torch.full_like(seat, place)
                 self.sums.index_put_(where, value, accumulate=True)
+                until = torch.where(here, position + 1, 0)
+                self.counted[:, place].scatter_reduce_(0, seat, until, "amax")
             read = torch.zeros_like(self.verdict).index_add_(0, seat, last.float()) > 0
             decided = read & (self.about[:, DECIDED_AT] == site) & self.verdict.isnan()
             held = _holds(self.tests, self.about, self.limits, self.sums)

@@ -124,6 +124,31 @@ def test_a_plan_for_each_sequence_or_for_each_row():
         packed(plans[:3])
 
 
+def test_a_plan_for_each_row_with_the_prompts_of_each_sequence():
+    rows = flattened(SAMPLES[:2]), flattened(SAMPLES[1:2] + SAMPLES[:1])
+    batch = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    order, lengths = [(0, 0), (1, 0), (1, 1), (0, 1)], [2, 1, 2, 3]  # (sample, row), prompt
+    plans = [steer(VECTOR, scale, layers=[LAYER], select="generated") for scale in (2.0, -1.0)]
+    expected = [
+        alone(SAMPLES[s], lambda t, row=row, n=n: [2.0, -1.0][row] * (t >= n))
+        for (s, row), n in zip(order, lengths, strict=True)
+    ]
+    prompts = [SAMPLES[s][:n] for (s, _), n in zip(order, lengths, strict=True)]
+    for known in ({"prompt_lengths": lengths}, {"prompts": prompts}):
+        torch.testing.assert_close(packed(plans, batch, known), torch.cat(expected))
+    with pytest.raises(ValueError, match="4 prompt lengths, but the batch has 2 rows"):
+        packed(plans, {"input_ids": batch["input_ids"]}, {"prompt_lengths": lengths})
+    with pytest.raises(ValueError, match="1 prompt lengths, but 2 plans"):
+        packed(plans, batch, {"prompt_lengths": [2]})
+
+
+def test_no_plan_for_any_sequence():
+    expected = torch.cat([alone(sample) for sample in SAMPLES])
+    torch.testing.assert_close(packed([None] * 4), expected)
+    with pytest.raises(ValueError, match="3 plans, but the batch packs 4 sequences"):
+        packed([None] * 3)
+
+
 def test_conditions_are_decided_for_each_sequence():
     """By the projection of its own last token, in one forward."""
     read = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
-from plan_oracle import outcome
-from random_plans import MARK, PLAIN, llama, vector
+from plan_oracle import measured, outcome, run
+from random_plans import MARK, PLAIN, VOCABULARY, llama, vector
 from transformers import DynamicCache
 
 from steerfast import AfterSequence, Condition, Positions, SteerfastError, Test, attach, steer
@@ -159,6 +161,35 @@ def test_a_chunk_across_the_prompts_end_is_refused_behind_a_cache():
             handle.model(ids[:, :3])
             with pytest.raises(SteerfastError, match="end a chunk where the prompt ends"):
                 loop.step(length)
+
+
+@pytest.mark.parametrize("over", ["mean", "last"])
+@pytest.mark.parametrize("bare", [True, False], ids=["forwards", "loop"])
+def test_what_is_read_again_counts_once_in_a_condition(over, bare):
+    """A cache that is rewound within the prompt, over and over, the last time to before its last token."""
+    prompt, following = [5, 6, *MARK, 7, 8, 9, 10], [11, 12]
+    ids, length = torch.tensor([[*prompt, *following]]), len(prompt)
+    streams = {}
+    run(PLAIN, prompt, lambda h, place: streams.setdefault(place, h))
+    value = measured(Test("projection", vector(3), 0, over=over), streams, prompt)
+    for below in (True, False):
+        limit = value + (0.05 if below else -0.05)
+        test = Test("projection", vector(3), 0, threshold=limit, over=over, below=below)
+        plan = steer(vector(1), 2.0, condition=Condition(test))
+        wanted, _ = outcome(PLAIN, ids[0].tolist(), prompt, plan)
+        found, cache, seen = torch.zeros(ids.shape[1], VOCABULARY), None, 0
+        known = {"prompt_lengths": [length]} if bare else {}
+        with torch.no_grad(), attach(llama()) as handle, handle.use(plan, **known):
+            loop = None if bare else handle.generating(ids[:, :length])
+            with loop or nullcontext():
+                for begun, until in ((0, 5), (1, 4), (2, 8), (7, 8), (8, 10)):
+                    if cache is not None and begun < seen:
+                        cache.crop(begun - seen)
+                    if loop is not None:
+                        loop.step(until - begun, begun)
+                    out = handle.model(ids[:, begun:until], past_key_values=cache, use_cache=True)
+                    cache, found[begun:until], seen = out.past_key_values, out.logits[0], until
+        torch.testing.assert_close(found.double(), wanted.double(), rtol=2e-4, atol=2e-3)
 
 
 PADDED = [[5, *MARK, 7], [11, 12, *MARK, 14, 15]]
