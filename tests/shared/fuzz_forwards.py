@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from fuzz_bench import Bench, Refused, Request, asking, plans_of, tokens
+from fuzz_bench import Bench, Expect, Refused, Request, asking, plans_of, tokens
+from plan_oracle import selected
+from row_oracle import idle
 from torch import Tensor
 
 from steerfast import AfterSequence, Plan, Positions
@@ -69,9 +71,20 @@ def asks_ids(plan: Plan | None) -> bool:
     return plan is not None and any(isinstance(one.select, AfterSequence) for one in plan.terms)
 
 
-def only_behind(plan: Plan | None) -> bool:
-    """Whether a plan says in so many words that it acts behind prompts only."""
-    return plan is not None and all(one.select == "generated" for one in plan.terms)
+def unsaid(requests: list[Request]) -> Expect:
+    """What to expect of a forward where nobody says where prompts end, so that all its tokens are prompt."""
+    expect: Expect = "answer"
+    for one in requests:
+        if one.plan is None or not asks_end(one.plan):
+            continue
+        terms = [term for term in one.plan.terms if not idle(term)]
+        if terms == list(one.plan.terms) and all(term.select == "generated" for term in terms):
+            return "refusal"
+        rows = range(len(one.tokens))
+        acts = any(selected(term.select, t, one.tokens) for term in terms for t in rows)
+        if one.plan.condition or not acts:
+            expect = "either"
+    return expect
 
 
 def told(rng: random.Random, requests: list[Request]) -> tuple[str, dict[str, Any]]:
@@ -110,12 +123,11 @@ def whole(bench: Bench, rng: random.Random) -> None:
     mask = shown(rng, batch.mask)
     places = rng.choice([None, batch.places, batch.places + rng.choice([1, 5, 100])])
     embedded = rng.random() < 0.25
-    expect = "answer"
+    expect: Expect = "answer"
     if kind == "nothing":
-        if any(one.plan and one.plan.condition for one in requests) or embedded:
-            expect = "either" if any(asks_end(one.plan) for one in requests) else "answer"
-        elif any(asks_end(one.plan) for one in requests):
-            expect = "refusal" if any(only_behind(one.plan) for one in requests) else "either"
+        expect = unsaid(requests)
+        if embedded and any(asks_end(one.plan) for one in requests):
+            expect = "either"
     if embedded and kind != "prompts" and any(asks_ids(one.plan) for one in requests):
         expect = "refusal"
     what = f"whole rows, {side}, {kind}, {'embeddings' if embedded else 'ids'}"
@@ -234,8 +246,7 @@ def packed(bench: Bench, rng: random.Random) -> None:
     if kind == "nothing":
         for one in requests:
             one.prompt = one.tokens
-        if any(asks_end(one.plan) for one in requests):
-            expect = "refusal" if any(only_behind(one.plan) for one in requests) else "either"
+        expect = unsaid(requests)
     ids = torch.tensor([[token for one in row for token in one.tokens] for row in each])
     places = torch.tensor([[t for one in row for t in range(len(one.tokens))] for row in each])
     what = f"packed rows of {[len(row) for row in each]}, a plan for {given}, {kind}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import plan_oracle
 import torch
 from hypothesis import strategies as st
@@ -118,6 +120,13 @@ def term(rng, jumps=False, select=None, operator=None):
     return Term(v, layers=layers, site=site, select=select, operator=operator, **given)
 
 
+def kin(rng, one):
+    """A term that differs by its vector alone: what a table merges with it."""
+    if one.vector.positions is not None:
+        return one
+    return replace(one, vector=any_vector(rng))
+
+
 def schedule(rng):
     kind = rng.choice([None, None, None, "points", "window", "ramp", "decay", "table"])
     start, length = rng.randrange(-6, 5), rng.randrange(1, 6)
@@ -158,8 +167,11 @@ def plan(rng, tokens, averaging=True, jumps=False, most=3):
     """A plan for the request with these prompt tokens, or None."""
     if rng.random() < 0.1:
         return None
+    terms = [term(rng, jumps)]
+    while len(terms) < most and rng.random() < 0.6:
+        terms.append(kin(rng, terms[-1]) if rng.random() < 0.3 else term(rng, jumps))
     return Plan(
-        tuple(term(rng, jumps) for _ in range(rng.randrange(1, most + 1))),
+        tuple(terms),
         finish=rng.choice(["none", "preserve", "shrink"]),
         schedule=schedule(rng),
         condition=condition(rng, tokens, averaging) if rng.random() < 0.35 else None,
