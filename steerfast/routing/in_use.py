@@ -76,8 +76,9 @@ class InUse:
         )
 
     def tells_sequences(self, batch: int) -> bool:
-        """Whether it matters to these plans that a row of a batch holds several sequences."""
-        return self.by_position or self.count not in (None, batch)
+        """Whether it matters to these plans, or to what is known of prompts, that a row of a batch holds several sequences."""
+        known = batch if self.lengths is None else len(self.lengths)
+        return self.by_position or self.count not in (None, batch) or known != batch
 
     @property
     def packs(self) -> bool:

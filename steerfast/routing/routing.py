@@ -107,7 +107,7 @@ class Routing:
         (batch, length), mask, seen = inputs.shape, inputs.mask, inputs.seen
         in_use, device = self.in_use, self.table.device
         self._begin()
-        if not in_use.active and (in_generate or not in_use.tells_sequences(batch)):
+        if not in_use.active and (in_generate or in_use.count in (None, batch)):
             in_use.check_batch(batch, exact=not in_generate)
             return self.buffers.idle(batch * length)
         if inputs.mask_kind:

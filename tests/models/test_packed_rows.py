@@ -142,6 +142,17 @@ def test_a_plan_for_each_row_with_the_prompts_of_each_sequence():
         packed(plans, batch, {"prompt_lengths": [2]})
 
 
+@pytest.mark.parametrize("several", [True, False], ids=["a list", "one for all"])
+def test_prompts_that_no_plan_asks_for(several):
+    """A plan for all tokens is given the same as any other."""
+    plan = steer(VECTOR, 2.0, layers=[LAYER])
+    expected = torch.cat([alone(sample, lambda t: 2.0) for sample in SAMPLES])
+    found = packed([plan] if several else plan, use={"prompt_lengths": [1, 2, 1, 1]})
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="2 prompt lengths, but the batch packs 4 sequences"):
+        packed([plan] if several else plan, use={"prompt_lengths": [1, 2]})
+
+
 def test_no_plan_for_any_sequence():
     expected = torch.cat([alone(sample) for sample in SAMPLES])
     torch.testing.assert_close(packed([None] * 4), expected)

@@ -92,6 +92,11 @@ class Bench:
     def close(self) -> None:
         self.handle.detach()
 
+    def embedded(self, ids: Tensor) -> Tensor:
+        """What ids are embedded as."""
+        with torch.no_grad():
+            return self.plain.get_input_embeddings()(ids).to(self.dtype)
+
     def oracle(self, request: Request, shake: bool = False, **more: Any) -> plan_oracle.Outcome:
         """Of all tokens of a request; ``shake``: with every stream rounded otherwise."""
         given = request.tokens, request.prompt, request.plan

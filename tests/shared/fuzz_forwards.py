@@ -4,108 +4,24 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from fuzz_batches import (
+    SIDES,
+    Padded,
+    asks_end,
+    asks_ids,
+    one_or_many,
+    padded,
+    quiet,
+    shown,
+    told,
+    unsaid,
+)
 from fuzz_bench import Bench, Expect, Refused, Request, asking, plans_of, tokens
-from plan_oracle import selected
-from row_oracle import idle
-from torch import Tensor
 
-from steerfast import AfterSequence, Plan, Positions
-
-
-class Padded(NamedTuple):
-    """ids, mask [B, T]; before: each row's columns of padding on the left; places: [B, T] position ids."""
-
-    ids: Tensor
-    mask: Tensor
-    before: list[int]
-    places: Tensor
-
-    def real(self, row: int, columns: Tensor) -> Tensor:
-        """What stands in the columns of a row's tokens."""
-        return columns[self.mask[row].bool()]
-
-
-def padded(rng: random.Random, rows: list[list[int]], side: str) -> Padded:
-    """Rows of any length, padded on the ``left``, the ``right`` or ``both`` sides; the mask has ones."""
-    width = max(map(len, rows)) + (rng.randrange(3) if side == "both" else 0)
-    ids, mask = torch.zeros(len(rows), width, dtype=torch.int64), torch.zeros(len(rows), width)
-    before = []
-    for number, row in enumerate(rows):
-        spare = width - len(row)
-        first = {"left": spare, "right": 0, "both": rng.randrange(spare + 1)}[side]
-        ids[number, first : first + len(row)] = torch.tensor(row)
-        mask[number, first : first + len(row)] = 1
-        before.append(first)
-    mask = mask.long()
-    return Padded(ids, mask, before, (mask.cumsum(-1) - 1).clamp(min=0))
-
-
-def shown(rng: random.Random, mask: Tensor) -> Tensor | None:
-    """A mask as somebody might write it: none where there is nothing to hide, any number but 0 for a token."""
-    if bool(mask.all()) and rng.random() < 0.5:
-        return None
-    kind = rng.choice(["ones", "bool", "numbers", "float"])
-    if kind == "numbers":
-        many = torch.tensor([rng.choice([1, 2, 7, -1]) for _ in range(mask.numel())])
-        return mask * many.reshape(mask.shape)
-    return mask.bool() if kind == "bool" else mask.float() if kind == "float" else mask
-
-
-def asks_end(plan: Plan | None) -> bool:
-    """Whether a plan asks where its prompt ends, or what stands in it."""
-    if plan is None:
-        return False
-
-    def asks(select: Any) -> bool:
-        if isinstance(select, Positions):
-            return any(b == "prompt_end" or (b or 0) < 0 for b in (select.start, select.stop))
-        return isinstance(select, AfterSequence) or (isinstance(select, str) and select != "all")
-
-    return bool(plan.schedule or plan.condition) or any(asks(one.select) for one in plan.terms)
-
-
-def asks_ids(plan: Plan | None) -> bool:
-    return plan is not None and any(isinstance(one.select, AfterSequence) for one in plan.terms)
-
-
-def unsaid(requests: list[Request]) -> Expect:
-    """What to expect of a forward where nobody says where prompts end, so that all its tokens are prompt."""
-    expect: Expect = "answer"
-    for one in requests:
-        if one.plan is None or not asks_end(one.plan):
-            continue
-        terms = [term for term in one.plan.terms if not idle(term)]
-        if terms == list(one.plan.terms) and all(term.select == "generated" for term in terms):
-            return "refusal"
-        rows = range(len(one.tokens))
-        acts = any(selected(term.select, t, one.tokens) for term in terms for t in rows)
-        if one.plan.condition or not acts:
-            expect = "either"
-    return expect
-
-
-def told(rng: random.Random, requests: list[Request]) -> tuple[str, dict[str, Any]]:
-    """What ``use`` is told of the prompts. Of nothing, all tokens are prompt."""
-    kind = rng.choice(["lengths", "prompts", "nothing"])
-    if kind == "lengths":
-        lengths = [len(one.prompt) for one in requests]
-        given = torch.tensor(lengths) if rng.random() < 0.3 else lengths
-        return kind, {"prompt_lengths": given}
-    if kind == "prompts":
-        return kind, {"prompts": [one.prompt for one in requests]}
-    return kind, {}
-
-
-def one_or_many(rng: random.Random, requests: list[Request]) -> Any:
-    """What ``use`` is given: a list, or one plan, which is then everybody's."""
-    if rng.random() < 0.7:
-        return plans_of(requests)
-    for request in requests:
-        request.plan = requests[0].plan
-    return requests[0].plan
+from steerfast import Plan
 
 
 def whole(bench: Bench, rng: random.Random) -> None:
@@ -118,7 +34,7 @@ def whole(bench: Bench, rng: random.Random) -> None:
     if kind == "nothing":
         for one in requests:
             one.prompt = one.tokens
-    side = rng.choice(["left", "right", "both"])
+    side = rng.choice(SIDES)
     batch = padded(rng, [one.tokens for one in requests], side)
     mask = shown(rng, batch.mask)
     places = rng.choice([None, batch.places, batch.places + rng.choice([1, 5, 100])])
@@ -133,18 +49,23 @@ def whole(bench: Bench, rng: random.Random) -> None:
     what = f"whole rows, {side}, {kind}, {'embeddings' if embedded else 'ids'}"
     given: dict[str, Any] = {"input_ids": batch.ids}
     if embedded:
-        given = {"inputs_embeds": bench.plain.get_input_embeddings()(batch.ids).to(bench.dtype)}
+        given = {"inputs_embeds": bench.embedded(batch.ids)}
     if mask is not None:
         given["attention_mask"] = mask
     if places is not None:
         given["position_ids"] = places
-    with asking(expect, what), torch.no_grad(), bench.handle.use(plans, **known):
-        out = bench.model(**given, output_hidden_states=True)
+    with asking(expect, what), quiet(rng), bench.handle.use(plans, **known):
+        if rng.random() < 0.2:
+            inner = bench.model.model(**given, output_hidden_states=True)
+            found, hidden = bench.model.lm_head(inner.last_hidden_state), inner.hidden_states
+        else:
+            out = bench.model(**given, output_hidden_states=True)
+            found, hidden = out.logits, out.hidden_states
     if places is None:
         places = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
     for row, one in enumerate(requests):
-        streams = [batch.real(row, stream[row]) for stream in out.hidden_states[:-1]]
-        logits = batch.real(row, out.logits[row])
+        streams = [batch.real(row, stream[row]) for stream in hidden[:-1]]
+        logits = batch.real(row, found[row])
         at = batch.real(row, places[row]).tolist()
         bench.check(one, logits, f"{what}, row {row}", streams=streams, places=at)
 
@@ -163,9 +84,8 @@ def across(batch: Padded, requests: list[Request], seen: int, until: int) -> boo
     for row, one in enumerate(requests):
         if one.plan is None or one.plan.condition is None:
             continue
-        end = batch.before[row] + len(one.prompt)
-        stop = min(until, batch.before[row] + len(one.tokens))
-        if max(seen, batch.before[row]) < end < stop:
+        before, after = int(batch.mask[row, :seen].sum()), int(batch.mask[row, :until].sum())
+        if before < len(one.prompt) < after:
             return True
     return False
 
@@ -175,7 +95,7 @@ def chunks(bench: Bench, rng: random.Random) -> None:
     requests = bench.requests(rng, rng.randrange(1, 4), rng.randrange(1, 6))
     plans = one_or_many(rng, requests)
     kind, known = told(rng, requests)
-    side = rng.choice(["left", "right", "both"])
+    side = rng.choice(SIDES)
     batch = padded(rng, [one.tokens for one in requests], side)
     hidden = shown(rng, batch.mask)
     width, refusable = batch.ids.shape[1], any(asks_end(one.plan) for one in requests)
@@ -210,9 +130,8 @@ def chunks(bench: Bench, rng: random.Random) -> None:
             cache, logits[:, seen:until], seen = out.past_key_values, out.logits, until
     if stopped is None or kind != "nothing" or not refusable:
         for row, one in enumerate(requests):
-            columns = max(min(seen - batch.before[row], len(one.tokens)), 0)
-            found = batch.real(row, logits[row])[:columns]
-            if columns:
+            found = batch.real(row, logits[row])[: int(batch.mask[row, :seen].sum())]
+            if len(found):
                 bench.check(one, found, f"{what}, row {row}")
     if stopped is not None:
         raise stopped
@@ -248,16 +167,27 @@ def packed(bench: Bench, rng: random.Random) -> None:
             one.prompt = one.tokens
         expect = unsaid(requests)
     ids = torch.tensor([[token for one in row for token in one.tokens] for row in each])
-    places = torch.tensor([[t for one in row for t in range(len(one.tokens))] for row in each])
+    first = rng.choice([0, 0, 3])  # a sequence may go on with a document
+    places = torch.tensor(
+        [[first + t for one in row for t in range(len(one.tokens))] for row in each]
+    )
+    embedded = rng.random() < 0.2
     what = f"packed rows of {[len(row) for row in each]}, a plan for {given}, {kind}"
-    with asking(expect, what), torch.no_grad(), bench.handle.use(plans, **known):
-        out = bench.model(ids, position_ids=places, use_cache=False, output_hidden_states=True)
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if embedded:
+        what += ", embeddings"
+        inputs = {"inputs_embeds": bench.embedded(ids)}
+        if kind != "prompts" and any(asks_ids(one.plan) for one in requests):
+            expect = "refusal"
+    with asking(expect, what), quiet(rng), bench.handle.use(plans, **known):
+        out = bench.model(**inputs, position_ids=places, use_cache=False, output_hidden_states=True)
     for number, row in enumerate(each):
         at = 0
         for one in row:
             here = slice(at, at := at + len(one.tokens))
             streams = [stream[number, here] for stream in out.hidden_states[:-1]]
-            bench.check(one, out.logits[number, here], what, streams=streams)
+            more = {"places": places[number, here].tolist()}
+            bench.check(one, out.logits[number, here], what, streams=streams, **more)
 
 
 def other_plan(bench: Bench, rng: random.Random, one: Request) -> Plan | None:
@@ -272,7 +202,7 @@ def loop(bench: Bench, rng: random.Random) -> None:
     """``handle.generating``, in chunks, with a cache that is rewound and plans that change."""
     requests = bench.requests(rng, rng.randrange(1, 4), 5)
     plans = one_or_many(rng, requests)
-    side = rng.choice(["left", "left", "right", "both"])
+    side = rng.choice(["left", *SIDES])
     batch = padded(rng, [one.prompt for one in requests], side)
     width, more = batch.ids.shape[1], 5
     ids = torch.cat([batch.ids, torch.tensor([one.tokens[-more:] for one in requests])], 1)

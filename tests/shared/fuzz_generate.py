@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fuzz_bench import Bench, Request, asking, plans_of, tokens
-from fuzz_forwards import Padded, asks_ids, one_or_many, other_plan, padded
+from fuzz_batches import Padded, asks_ids, one_or_many, padded, quiet
+from fuzz_bench import Bench, Request, asking, tokens
+from fuzz_forwards import other_plan
 from torch import Tensor
 
 NEW = 5
@@ -31,6 +33,17 @@ def asked(rng: random.Random, batch: Padded) -> dict[str, Any]:
     return {"inputs": batch.ids, "attention_mask": batch.mask}
 
 
+def held(rng: random.Random) -> dict[str, Any]:
+    """How keys and values are kept, and prompts read."""
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"cache_implementation": "static"},
+        {"use_cache": False},
+        {"prefill_chunk_size": rng.randrange(1, 5)},
+    ]
+    return rng.choice(kinds)
+
+
 def check(
     bench: Bench, one: Request, new: Tensor, logits: list[Tensor], what: str, **more: Any
 ) -> None:
@@ -51,51 +64,55 @@ def each_row(
 def greedy(bench: Bench, rng: random.Random) -> None:
     """With any cache, or none; prompts in chunks; prompts as embeddings."""
     requests, batch, plans = prompts(bench, rng, rng.randrange(1, 4))
-    kind = rng.choice(["dynamic", "static", "none", "chunks", "embeddings", "bool"])
+    kind = rng.choice(["ids", "ids", "embeddings", "bool"])
     given, width, known = asked(rng, batch), batch.ids.shape[1], {}
-    if kind == "static":
-        given["cache_implementation"] = "static"
-    elif kind == "none":
-        given["use_cache"] = False
-    elif kind == "chunks":
-        given["prefill_chunk_size"] = rng.randrange(1, 5)
-    elif kind == "bool" and "attention_mask" in given:
+    if kind == "bool" and "attention_mask" in given:
         given["attention_mask"] = batch.mask.bool()
     expect = "answer"
     if kind == "embeddings":
-        embedded = bench.plain.get_input_embeddings()(batch.ids).to(bench.dtype)
-        given, width = {"inputs_embeds": embedded, "attention_mask": batch.mask}, 0
+        given = {"inputs_embeds": bench.embedded(batch.ids), "attention_mask": batch.mask}
+        width = 0
         if rng.random() < 0.7:
             known = {"prompts": [one.prompt for one in requests]}
         elif any(asks_ids(one.plan) for one in requests):
             expect = "refusal"
-    what = f"greedy, {kind}"
-    with asking(expect, what), torch.no_grad(), bench.handle.use(plans, **known):
-        out = bench.model.generate(**given, **ASKED)
+    how = held(rng)
+    if kind == "embeddings":
+        how.pop("prefill_chunk_size", None)  # transformers has chunks of ids only
+    what = f"greedy, {kind}, {how}"
+    with asking(expect, what), quiet(rng), bench.handle.use(plans, **known):
+        out = bench.model.generate(**given, **ASKED, **how)
     each_row(bench, requests, out, width, what)
 
 
 def samples(bench: Bench, rng: random.Random) -> None:
     requests, batch, plans = prompts(bench, rng, rng.randrange(1, 3))
-    how = {"do_sample": True, "num_return_sequences": rng.randrange(1, 4), "top_k": 0}
-    with asking("answer", "samples"), torch.no_grad(), bench.handle.use(plans):
+    how = {"num_return_sequences": rng.randrange(1, 4), **held(rng)}
+    what, sampled = f"samples, {how}", {"do_sample": True, "top_k": 0}
+    with asking("answer", what), quiet(rng), bench.handle.use(plans):
         torch.manual_seed(rng.randrange(1000))
-        out = bench.model.generate(**asked(rng, batch), **{**ASKED, **how})
-    each_row(bench, requests, out, batch.ids.shape[1], "samples")
+        out = bench.model.generate(**asked(rng, batch), **{**ASKED, **how, **sampled})
+    each_row(bench, requests, out, batch.ids.shape[1], what)
 
 
 def beams(bench: Bench, rng: random.Random) -> None:
     requests, batch, plans = prompts(bench, rng, rng.randrange(1, 3))
     number = rng.randrange(2, 4)
-    how = {"num_beams": number, "num_return_sequences": rng.randrange(1, number + 1)}
-    with asking("answer", "beams"), torch.no_grad(), bench.handle.use(plans):
+    how = {"num_beams": number, "num_return_sequences": rng.randrange(1, number + 1), **held(rng)}
+    what = f"beams, {how}"
+    with asking("answer", what), quiet(rng), bench.handle.use(plans):
         out = bench.model.generate(**asked(rng, batch), **ASKED, **how)
+    each_beam(bench, requests, out, batch.ids.shape[1], what)
+
+
+def each_beam(
+    bench: Bench, requests: list[Request], out: Any, width: int, what: str, **more: Any
+) -> None:
     share = len(out.sequences) // len(requests)
     for row, sequence in enumerate(out.sequences):
         came_from = out.beam_indices[row].tolist()
         logits = [out.logits[step][at] for step, at in enumerate(came_from[:NEW])]
-        new = sequence[batch.ids.shape[1] :]
-        check(bench, requests[row // share], new, logits, f"beams, row {row}")
+        check(bench, requests[row // share], sequence[width:], logits, f"{what}, row {row}", **more)
 
 
 def speculative(bench: Bench, rng: random.Random) -> None:
@@ -107,7 +124,7 @@ def speculative(bench: Bench, rng: random.Random) -> None:
         "other model": {"assistant_model": bench.assistant},
         "lookup": {"prompt_lookup_num_tokens": 2},
     }[how]
-    with asking("answer", how), torch.no_grad(), bench.handle.use(plans):
+    with asking("answer", how), quiet(rng), bench.handle.use(plans):
         out = bench.model.generate(**asked(rng, batch), **ASKED, **given)
     each_row(bench, requests, out, batch.ids.shape[1], f"speculative, {how}")
 
@@ -126,7 +143,7 @@ def guidance(bench: Bench, rng: random.Random) -> None:
     strength, what = 1.5, "guidance"
     how = {"guidance_scale": strength, "use_cache": rng.random() < 0.8}
     expect = "answer" if all(everywhere(one) for one in requests) else "either"
-    with asking(expect, what), torch.no_grad(), bench.handle.use(plans):
+    with asking(expect, what), quiet(rng), bench.handle.use(plans):
         out = bench.model.generate(
             batch.ids, attention_mask=batch.mask, **{**ASKED, "output_logits": False}, **how
         )
@@ -164,26 +181,45 @@ def changing(bench: Bench, rng: random.Random) -> None:
         calls += 1
         return scores
 
-    what = f"a change after {step + 1} tokens"
-    with asking("answer", what), torch.no_grad(), bench.handle.use(plans) as use:
-        out = bench.model.generate(**asked(rng, batch), **ASKED, logits_processor=[change])
+    how = rng.choice(
+        [{}, {"num_beams": 2}, {"do_sample": True}, {"cache_implementation": "static"}]
+    )
+    what = f"a change after {step + 1} tokens, {how}"
+    given = {**ASKED, **how, "logits_processor": [change]}
+    with asking("answer", what), quiet(rng), bench.handle.use(plans) as use:
+        out = bench.model.generate(**asked(rng, batch), **given)
+    width, each = batch.ids.shape[1], each_beam if "num_beams" in how else each_row
     for row, one in enumerate(requests):
-        new, logits = out.sequences[row, batch.ids.shape[1] :], [each[row] for each in out.logits]
+        mine = SimpleNamespace(sequences=out.sequences[row : row + 1], logits=out.logits)
+        mine.logits = [step[row : row + 1] for step in out.logits]
+        if "num_beams" in how:
+            mine.logits, mine.beam_indices = out.logits, out.beam_indices[row : row + 1]
         changes = [(len(one.prompt) + step, others[row])]
-        check(bench, one, new, logits, f"{what}, row {row}", changes=changes)
+        each(bench, [one], mine, width, f"{what}, row {row}", changes=changes)
 
 
 def behind_a_cache(bench: Bench, rng: random.Random) -> None:
-    """A cache with the beginning of a prompt, read under the same plan: what follows is what the whole gives."""
-    (one,) = requests = bench.requests(rng, 1, 0)
-    ids, seen = torch.tensor([one.prompt]), rng.randrange(1, len(one.prompt))
-    averages = bool(one.plan and one.plan.condition and one.plan.condition.averages)
-    what = f"generate behind {seen} tokens of a cache"
-    with asking("refusal" if averages else "answer", what), torch.no_grad():
-        with bench.handle.use(plans_of(requests), prompts=[one.prompt]):
-            cache = bench.model(ids[:, :seen], use_cache=True).past_key_values
-        with bench.handle.use(one.plan):
-            out = bench.model.generate(ids, past_key_values=cache, **ASKED)
+    """A cache with the beginning of prompts, read under the same plans: what follows is what the whole gives. Ids of all of the
+    prompts, or of what is new."""
+    requests, batch, plans = prompts(bench, rng, rng.randrange(1, 3))
+    shortest, width = min(len(one.prompt) for one in requests), batch.ids.shape[1]
+    seen, new = width - shortest + rng.randrange(1, shortest), rng.random() < 0.4
+    conditions = [one.plan.condition for one in requests if one.plan and one.plan.condition]
+    averages = any(condition.averages for condition in conditions)
+    known = {"prompts": [one.prompt for one in requests]}
+    what = f"generate behind {seen} columns of a cache, {'new' if new else 'all'} ids"
+    with asking("refusal" if averages else "answer", what), quiet(rng):
+        with bench.handle.use(plans, **known):
+            cache = bench.model(
+                batch.ids[:, :seen],
+                attention_mask=batch.mask[:, :seen],
+                position_ids=batch.places[:, :seen],
+                use_cache=True,
+            ).past_key_values
+        with bench.handle.use(plans, **(known if new else {})):
+            ids = batch.ids[:, seen:] if new else batch.ids
+            given = {"attention_mask": batch.mask, "past_key_values": cache}
+            out = bench.model.generate(ids, **given, **ASKED)
     each_row(bench, requests, out, ids.shape[1], what)
 
 
@@ -191,9 +227,40 @@ def turns(bench: Bench, rng: random.Random) -> None:
     """Two generations in one ``use``, one after the other: nothing of the first is left."""
     requests, batch, plans = prompts(bench, rng, rng.randrange(1, 3))
     again = [tokens(rng, 2) + one.prompt for one in requests]
-    with asking("answer", "two generations"), torch.no_grad(), bench.handle.use(plans):
+    with asking("answer", "two generations"), quiet(rng), bench.handle.use(plans):
         bench.model.generate(**asked(rng, batch), **ASKED)
         more = padded(rng, again, "left")
         out = bench.model.generate(**asked(rng, more), **ASKED)
     second = [Request(prompt, one.plan, []) for prompt, one in zip(again, requests, strict=True)]
     each_row(bench, second, out, more.ids.shape[1], "the second generation")
+
+
+def asking_again(bench: Bench, rng: random.Random) -> None:
+    """Forwards inside of ``generate`` that it did not prepare: rows as they are or doubled, or a refusal."""
+    requests, batch, plans = prompts(bench, rng, 2, everywhere=rng.random() < 0.8)
+    layout = rng.choice(["as they are", "all, then all", "each twice"])
+    width, answers = batch.ids.shape[1], []
+
+    def again(rows: Tensor) -> Tensor:
+        if layout == "as they are":
+            return rows
+        return rows.repeat(2, 1) if layout == "all, then all" else rows.repeat_interleave(2, 0)
+
+    def ask(ids: Tensor, scores: Tensor) -> Tensor:
+        mask = torch.cat([batch.mask, torch.ones_like(ids[:, width:])], 1)
+        places = (mask.cumsum(-1) - 1).clamp(min=0)
+        given = {"attention_mask": again(mask), "position_ids": again(places), "use_cache": False}
+        answers.append(bench.model(again(ids), **given).logits[:, -1])
+        return scores
+
+    alike = not isinstance(plans, list) or requests[0].plan == requests[1].plan
+    clear = all(everywhere(one) for one in requests) and (alike or layout == "as they are")
+    what = f"asked again in generate, {layout}"
+    with asking("answer" if clear else "either", what), quiet(rng), bench.handle.use(plans):
+        out = bench.model.generate(
+            batch.ids, attention_mask=batch.mask, **ASKED, logits_processor=[ask]
+        )
+    order = again(torch.arange(2)[:, None])[:, 0].tolist()
+    for row, number in enumerate(order):
+        logits = [step[row] for step in answers]
+        check(bench, requests[number], out.sequences[number, width:], logits, f"{what}, row {row}")

@@ -31,6 +31,7 @@ KINDS: dict[str, fuzz_together.Way] = {
         fuzz_generate.changing,
         fuzz_generate.behind_a_cache,
         fuzz_generate.turns,
+        fuzz_generate.asking_again,
         fuzz_together.nested,
         fuzz_together.threads,
         fuzz_together.refusals,

@@ -128,7 +128,7 @@ def refusals(bench: Bench, rng: random.Random) -> None:
     mean = Condition(Test("projection", vector, 0, over="mean"))
     averaging = steer(vector, 2.0, condition=mean)
     asked = fuzz_generate.ASKED
-    embedded = bench.plain.get_input_embeddings()(ids).to(bench.dtype)
+    embedded = bench.embedded(ids)
 
     def cached() -> Any:
         with handle.use(None):

@@ -48,6 +48,8 @@ def any_vector(rng):
 
 def prompt(rng):
     before = [rng.randrange(1, 60) for _ in range(rng.randrange(5))]
+    if rng.random() < 0.3:  # what a plan looks for begins, or stands, earlier too
+        before += rng.choice([MARK, MARK[:1], [*MARK, 7]])
     return [*before, *MARK, *(rng.randrange(1, 64) for _ in range(rng.randrange(6)))]
 
 
