@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
 import torch
+from transformers.utils.logging import set_verbosity_error
 
 PARTS = ["plans", "readers"]
 
@@ -56,6 +58,8 @@ def main() -> int:
     if options.trial is not None:
         wanted = ["plans"]
     torch.set_num_threads(1)
+    set_verbosity_error()
+    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
     begun, summary = time.monotonic(), {}
     for at, name in enumerate(wanted):
         left = options.seconds - (time.monotonic() - begun)

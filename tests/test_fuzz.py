@@ -18,7 +18,7 @@ from steerfast.plans.condition import Condition
 from steerfast.routing.routing import Routing
 from steerfast.table import lowering, programs
 
-TRIALS, SEED = 300, 1
+TRIALS, SEED = 250, 1
 routing = import_module("steerfast.routing.routing")
 itinerary = import_module(
     "steerfast.routing.itinerary"

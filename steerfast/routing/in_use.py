@@ -103,6 +103,17 @@ class InUse:
                 "give one length per row"
             )
 
+    def check_whole(
+        self, entries: Sequence[Entry | None], prompts: Sequence[Sequence[int]]
+    ) -> None:
+        """SteerfastError where a plan acts after a sequence in a prompt of which only a beginning is here."""
+        for entry, prompt, length in zip(entries, prompts, self.lengths or (), strict=False):
+            if entry is not None and entry.lowered.sequences and len(prompt) < length:
+                raise SteerfastError(
+                    f"plan {entry.plan.digest[:8]} acts after a token sequence, and of a prompt of {length} tokens this "
+                    f"forward has the first {len(prompt)}; give all of it: handle.use(plans, prompts=[[ids], ...])"
+                )
+
     def check_cache(self, seen: int) -> None:
         """SteerfastError where a condition averages over a prompt of which a cache brings tokens unread."""
         for entry in self.requests if seen else ():

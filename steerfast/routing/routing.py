@@ -149,6 +149,7 @@ class Routing:
             # The whole prompt is at hand, so its end and a sequence in it can be found. Of this forward only:
             # the next one may bring other prompts, or go on with these, and then nobody says where they end.
             prompts, entries = prompts_of(tokens, inputs.mask, in_use.lengths), in_use.each(batch)
+            in_use.check_whole(entries, prompts)
             each = self._assign_rows(entries, in_use.lengths, prompts)
             if in_use.lengths is None:
                 check_acts_in_prompts(entries, each, [len(prompt) for prompt in prompts])
@@ -171,6 +172,7 @@ class Routing:
                 one[:length]
                 for one, length in zip(packed.split(tokens), given or packed.lengths, strict=True)
             ]
+            in_use.check_whole(entries, prompts)
         self._assigned_for = packed  # and what is in use by itself is assigned anew thereafter
         each = self._assign_rows(entries, given or packed.lengths, prompts)
         if given is None:

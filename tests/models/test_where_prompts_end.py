@@ -163,6 +163,32 @@ def test_a_chunk_across_the_prompts_end_is_refused_behind_a_cache():
                 loop.step(length)
 
 
+def test_a_sequence_in_a_prompt_whose_end_is_to_come_is_not_looked_for():
+    """It may stand there again, and the last one counts."""
+    prompt = [5, *MARK, 7, *MARK, 8]
+    ids, lengths = torch.tensor([[*prompt, 20]]), {"prompt_lengths": [len(prompt)]}
+    packed = {"input_ids": torch.cat([ids[:, :4], ids[:, :4]], 1)}
+    packed["position_ids"] = torch.tensor([[0, 1, 2, 3] * 2])
+    with torch.no_grad(), attach(llama()) as handle:
+        with handle.use(AFTER_MARK, **lengths):
+            whole = handle.model(ids).logits[0]
+            with pytest.raises(
+                SteerfastError, match=r"of a prompt of 7 tokens .* the first 4; give"
+            ):
+                handle.model(ids[:, :4])
+        with (
+            handle.use(AFTER_MARK, prompt_lengths=[4, 7]),
+            pytest.raises(SteerfastError, match=r"of a prompt of 7 tokens .* the first 4; give"),
+        ):
+            handle.model(**packed)
+        with handle.use(AFTER_MARK, prompts=[prompt]):
+            first = handle.model(ids[:, :4], use_cache=True)
+            rest = handle.model(ids[:, 4:], past_key_values=first.past_key_values)
+    wanted, _ = outcome(PLAIN, ids[0].tolist(), prompt, AFTER_MARK)
+    for found in (whole, torch.cat([first.logits, rest.logits], 1)[0]):
+        torch.testing.assert_close(found.double(), wanted.double(), rtol=2e-4, atol=2e-3)
+
+
 @pytest.mark.parametrize("over", ["mean", "last"])
 @pytest.mark.parametrize("bare", [True, False], ids=["forwards", "loop"])
 def test_what_is_read_again_counts_once_in_a_condition(over, bare):

@@ -90,7 +90,7 @@ def unsaid(requests: list[Request]) -> Expect:
 
 def told(rng: random.Random, requests: list[Request]) -> tuple[str, dict[str, Any]]:
     """What ``use`` is told of the prompts. Of nothing, all tokens are prompt."""
-    kind = rng.choice(["lengths", "prompts", "nothing"])
+    kind = rng.choice(["lengths", "lengths", "prompts", "prompts", "nothing"])
     if kind == "lengths":
         lengths = [len(one.prompt) for one in requests]
         given = torch.tensor(lengths) if rng.random() < 0.3 else lengths

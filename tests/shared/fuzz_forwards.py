@@ -100,6 +100,9 @@ def chunks(bench: Bench, rng: random.Random) -> None:
     hidden = shown(rng, batch.mask)
     width, refusable = batch.ids.shape[1], any(asks_end(one.plan) for one in requests)
     ends = cut(rng, width)
+    if kind == "nothing":  # which is refused behind the first chunk, if a plan minds
+        for one in requests:
+            one.prompt = one.tokens
     what = f"chunks to {ends}, {side}, {kind}"
     logits = torch.full((len(requests), width, 64), torch.nan, dtype=bench.dtype)
     cache, seen, stopped = None, 0, None
@@ -109,10 +112,10 @@ def chunks(bench: Bench, rng: random.Random) -> None:
         for until in ends:
             expect = "answer"
             if kind == "nothing" and refusable:
-                expect = "refusal" if seen else "either"
+                expect = "refusal" if seen else unsaid(requests) if until == width else "either"
             elif kind == "lengths" and any(asks_ids(one.plan) for one in requests):
                 expect = "either"
-            if seen and across(batch, requests, seen, until):
+            if kind != "nothing" and seen and across(batch, requests, seen, until):
                 expect = "refusal"
             mask = {} if hidden is None else {"attention_mask": hidden[:, :until]}
             try:
@@ -128,7 +131,7 @@ def chunks(bench: Bench, rng: random.Random) -> None:
                 stopped = refused
                 break
             cache, logits[:, seen:until], seen = out.past_key_values, out.logits, until
-    if stopped is None or kind != "nothing" or not refusable:
+    if stopped is None or kind != "nothing":
         for row, one in enumerate(requests):
             found = batch.real(row, logits[row])[: int(batch.mask[row, :seen].sum())]
             if len(found):

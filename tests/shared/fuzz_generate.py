@@ -11,6 +11,9 @@ from fuzz_batches import Padded, asks_ids, one_or_many, padded, quiet
 from fuzz_bench import Bench, Request, asking, tokens
 from fuzz_forwards import other_plan
 from torch import Tensor
+from transformers import ContinuousBatchingConfig
+
+from steerfast.serving import generate_batch
 
 NEW = 5
 ASKED = {"max_new_tokens": NEW, "pad_token_id": 0, "eos_token_id": None, "do_sample": False}
@@ -264,3 +267,27 @@ def asking_again(bench: Bench, rng: random.Random) -> None:
     for row, number in enumerate(order):
         logits = [step[row] for step in answers]
         check(bench, requests[number], out.sequences[number, width:], logits, f"{what}, row {row}")
+
+
+def continuous(bench: Bench, rng: random.Random) -> None:
+    """``generate_batch``: requests join and leave, prompts come in parts, blocks of the cache are shared."""
+    requests = bench.requests(rng, rng.randrange(2, 7), 0)
+    counts = [rng.randrange(1, NEW + 1) for _ in requests]
+    config = ContinuousBatchingConfig(page_size=16, num_blocks=64, max_batch_tokens=8)
+    asked = [
+        (one.prompt, one.plan, {"max_new_tokens": count})
+        for one, count in zip(requests, counts, strict=True)
+    ]
+    with asking("answer", "generate_batch"):
+        answers = generate_batch(bench.handle, asked, progress=False, config=config)
+    for row, (one, count, answer) in enumerate(zip(requests, counts, answers, strict=True)):
+        assert len(answer.tokens) == count
+        read = Request(one.prompt, one.plan, one.prompt + list(answer.tokens))
+        following = torch.tensor([*read.tokens[1:], 0])[:, None]
+
+        def behind(logits: Tensor, shaken: bool, following=following) -> Tensor:
+            """How far what was chosen lies behind what is greatest."""
+            return logits.amax(-1, keepdim=True) - logits.gather(1, following)
+
+        given = torch.zeros(count, 1), f"generate_batch, request {row}"
+        bench.check(read, *given, at=len(one.prompt) - 1, through=behind)

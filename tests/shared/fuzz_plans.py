@@ -32,12 +32,16 @@ KINDS: dict[str, fuzz_together.Way] = {
         fuzz_generate.behind_a_cache,
         fuzz_generate.turns,
         fuzz_generate.asking_again,
+        fuzz_generate.continuous,
         fuzz_together.nested,
         fuzz_together.threads,
         fuzz_together.refusals,
     )
 }
-OFTEN = ["whole", "chunks", "packed", "loop", "greedy"]  # twice as often as the others
+# How often each is drawn: what goes wrong most easily more, what takes long less.
+OFTEN = dict.fromkeys(("whole", "chunks", "packed", "loop", "greedy"), 8)
+OFTEN |= {"threads": 3, "continuous": 1}
+DRAWN = [kind for kind in KINDS for _ in range(OFTEN.get(kind, 4))]
 DTYPES = [torch.float32, torch.float64]  # the compiled kernels, and the reference
 SHOWN = 20  # failures that a summary tells of
 
@@ -61,7 +65,7 @@ def bench(dtype: torch.dtype) -> Bench:
 def trial(seed: int, number: int, kinds: list[str] | None = None) -> Trial:
     """The same for the same arguments, but for what threads do at once. kinds: those to draw from, all by default."""
     rng = random.Random(f"{seed}/{number}")
-    kind, dtype = rng.choice(kinds or [*KINDS, *OFTEN]), rng.choice(DTYPES)
+    kind, dtype = rng.choice(kinds or DRAWN), rng.choice(DTYPES)
     torch.manual_seed(number)
     refused = wrong = ""
     try:
