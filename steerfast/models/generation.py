@@ -87,6 +87,11 @@ class Generation:
         return whole[:, : self.width] if same and whole.shape[1] >= self.width else None
 
     def _begin(self, routing: Routing, seen: int, going_on: bool) -> None:
+        if not going_on and seen >= self.width and routing.in_use.conditional:
+            raise SteerfastError(
+                f"a plan has a condition, which is read in the prompt, but this generation goes on behind all of its "
+                f"{self.width} columns; read the prompt in it"
+            )
         prompts = self._prompts(routing)
         routing.begin_generation(self, self._lengths, prompts, seen, going_on)
 

@@ -22,7 +22,7 @@ from steerfast.routing.positions import positions_of, prompts_of
 from steerfast.routing.route import SEATS, Route, RowBuffers, Rows
 from steerfast.routing.router import make_router
 from steerfast.routing.sequences import Sequences, packed_sequences
-from steerfast.routing.verdicts import Verdicts, reads_prompts
+from steerfast.routing.verdicts import Verdicts, conditions_of, reads_prompts
 from steerfast.table.entry import Entry
 from steerfast.table.table import Table
 
@@ -38,6 +38,9 @@ class Routing:
         self.measure_first = False  # and has rows that depend on what it will read
         self._unknown: SteerfastError | None = None  # why a bare forward cannot be routed
         self._assigned_for: object = None  # the generation whose rows the route is made of, if any
+        self._judged: object = (
+            None  # the generation, or lengths and conditions, whose verdicts are held
+        )
         self._settled_rows: Rows
         self._settles_at = 0  # from this position on, its rows keep their slots and gains
         self._generated = 0  # how many rows the last generation had
@@ -58,6 +61,7 @@ class Routing:
         self.route.to(device)
         self.buffers.to(device)
         self.verdicts = self.judging = Verdicts(self.route.seats, device)
+        self._judged = None
         self._assign_bare(self.in_use)
 
     # -- what is in use ---------------------------------------------------------------------------
@@ -75,7 +79,9 @@ class Routing:
         rows = len(in_use.requests) if in_use.lengths is None else len(in_use.lengths)
         single = in_use.single and rows == 1
         try:
-            self._assign_rows(in_use.each(rows), in_use.lengths, in_use.prompts, single)
+            entries = in_use.each(rows)
+            judged = in_use.lengths, conditions_of(entries)
+            self._assign_rows(entries, in_use.lengths, in_use.prompts, judged, single)
         except SteerfastError as error:
             self._unknown = error
 
@@ -84,15 +90,20 @@ class Routing:
         entries: Sequence[Entry | None],
         lengths: Sequence[int] | None,
         prompts: Sequence[Sequence[int]] | None,
+        judged: object,
         single: bool = False,
     ) -> list[Itinerary]:
-        """Itineraries and conditions of each row of a batch, into the tensors that routes are made of."""
+        """Itineraries and conditions of each row of a batch, into the tensors that routes are made of.
+
+        judged: whose the conditions are. What they have decided is kept, if they are those that are there."""
         each = itineraries(entries, lengths, prompts)
+        kept = self.verdicts.keep() if judged and judged == self._judged else None
         self.route.assign(each, single)
         if self.route.seats > self.verdicts.seats:
             self.verdicts = self.judging = Verdicts(self.route.seats, self.table.device)
         known: Sequence[int | None] = lengths or [None] * len(entries)
-        self.verdicts.assign(list(zip(entries, known, strict=True)))
+        self.verdicts.assign(list(zip(entries, known, strict=True)), kept)
+        self._judged = judged
         return each
 
     def _begin(self) -> None:
@@ -150,7 +161,7 @@ class Routing:
             # the next one may bring other prompts, or go on with these, and then nobody says where they end.
             prompts, entries = prompts_of(tokens, inputs.mask, in_use.lengths), in_use.each(batch)
             in_use.check_whole(entries, prompts)
-            each = self._assign_rows(entries, in_use.lengths, prompts)
+            each = self._assign_rows(entries, in_use.lengths, prompts, None)
             if in_use.lengths is None:
                 check_acts_in_prompts(entries, each, [len(prompt) for prompt in prompts])
             return
@@ -174,7 +185,7 @@ class Routing:
             ]
             in_use.check_whole(entries, prompts)
         self._assigned_for = packed  # and what is in use by itself is assigned anew thereafter
-        each = self._assign_rows(entries, given or packed.lengths, prompts)
+        each = self._assign_rows(entries, given or packed.lengths, prompts, None)
         if given is None:
             check_acts_in_prompts(entries, each, packed.lengths)
         seats, places = packed.of_token.reshape(-1), packed.positions.reshape(-1, 1)
@@ -202,6 +213,7 @@ class Routing:
             each = zip(self.in_use.each(len(lengths)), lengths, strict=True)
             ends = [length if entry and entry.plan.condition else 0 for entry, length in each]
             self.measuring, across = reads_prompts(positions, real, ends)
+            self.verdicts.check_read(positions, real, ends)
             self._measure_ahead(across, seen)
         return rows._replace(gain=self.verdicts.gain(rows.base, rows.seat))
 
@@ -236,21 +248,16 @@ class Routing:
         requests = self.in_use.requests
         share = len(lengths) // len(requests)
         entries = [entry for entry in requests for _ in range(share)]
-        if not going_on:
+        if going_on:
+            self.verdicts.check_kept(entries, known=self._judged is generation)
+        else:
             self.in_use.check_cache(seen)
-        if going_on and self.in_use.conditional and self._assigned_for not in (None, generation):
-            raise SteerfastError(
-                "another generation ran between two steps of one whose plans have conditions, and what they decided is "
-                "lost; run it before or after"
-            )
-        kept = self.verdicts.keep(entries) if going_on else None
-        each = self._assign_rows(entries, lengths, prompts)
+            self._judged = None
+        each = self._assign_rows(entries, lengths, prompts, generation)
         self._assigned_for, self._generated = generation, len(lengths)
         self.buffers.written_by = None
         last = [0, *(places[-1] for one in each for places in (one.starts, one.gain_at) if places)]
         self._settles_at = max(last)
-        if kept is not None:
-            self.verdicts.restore(kept)
         if len(each) > self.router.seats:
             self.router = make_router(self.route.seats)
         for seat, one in enumerate(each):

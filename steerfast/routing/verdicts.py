@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.plans.condition import MAX_TESTS, Condition
+from steerfast.routing.itinerary import NEVER
 from steerfast.routing.route import Rows
 from steerfast.table.entry import Entry
 
@@ -46,14 +47,21 @@ class Verdicts:
     def seats(self) -> int:
         return self.verdict.shape[0]
 
-    def assign(self, requests: Sequence[tuple[Entry | None, int | None]]) -> None:
-        """Seats 0, 1, ... get these requests (plan in the table, prompt length), undecided; all others none."""
+    def assign(
+        self,
+        requests: Sequence[tuple[Entry | None, int | None]],
+        kept: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> None:
+        """Seats 0, 1, ... get these requests (plan in the table, prompt length), undecided or, of the same conditions, with
+        what ``keep`` returned; all others none."""
         conditions = [None if entry is None else entry.plan.condition for entry, _ in requests]
         if self._conditions or any(conditions):
             if self._conditions:
                 self._write([(None, None)] * self.seats, 0)
             self._write(requests, 0)
         self._conditions = dict(enumerate(conditions)) if any(conditions) else {}
+        if kept is not None:
+            self._restore(kept)
 
     def seat(self, place: int, entry: Entry | None, length: int | None) -> None:
         """Give one seat its request, undecided; the others keep theirs."""
@@ -78,9 +86,14 @@ class Verdicts:
                 getattr(more, name)[: self.seats] = getattr(self, name)
         return more
 
-    def keep(self, entries: Sequence[Entry | None]) -> tuple[Tensor, Tensor, Tensor]:
-        """What has been measured, for requests that go on under other plans. SteerfastError where a plan's
-        condition is a new one: its prompt has gone by."""
+    def check_kept(self, entries: Sequence[Entry | None], known: bool) -> None:
+        """SteerfastError where a plan's condition is a new one, for requests under way: their prompts have gone by. known:
+        what is measured here is theirs."""
+        if not known and any(conditions_of(entries)):
+            raise SteerfastError(
+                "another generation or forward ran between two steps of a generation whose plans have conditions, and what "
+                "they decided is lost; run it before or after"
+            )
         for place, entry in enumerate(entries):
             condition = None if entry is None else entry.plan.condition
             before = self._conditions.get(place)
@@ -89,9 +102,28 @@ class Verdicts:
                     "a plan with a condition cannot take another's place while a request is under way: its "
                     "prompt is not read again; keep the condition of the plan before, or start the request anew"
                 )
+
+    def keep(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What has been measured, for requests that go on under other plans."""
         return self.sums.clone(), self.counted.clone(), self.verdict.clone()
 
-    def restore(self, kept: tuple[Tensor, Tensor, Tensor]) -> None:
+    def check_read(self, positions: Tensor, real: Tensor | None, ends: Sequence[int]) -> None:
+        """SteerfastError where rows go on behind what their conditions have not read: a prompt, or a part of one over which
+        a test averages. Arguments as of ``reads_prompts``."""
+        token = torch.ones_like(positions) if real is None else real
+        begins = torch.where(token != 0, positions, NEVER).amin(-1).expand(len(ends))
+        rows, end = slice(len(ends)), torch.tensor(ends, device=positions.device)
+        averages = (self.tests[rows, :, SITE] != NOWHERE) & (self.tests[rows, :, LAST] == 0)
+        gap = (averages & (self.counted[rows] < begins[:, None])).any(-1)
+        lost = self.verdict[rows].isnan() & (begins < NEVER) & ((begins >= end) | gap)
+        for row in lost.nonzero()[:1, 0].tolist():
+            raise SteerfastError(
+                f"a plan has a condition, and this forward goes on at token {int(begins[row])} of row {row}, but what the "
+                "condition reads of the prompt before was not read under this use(), or is lost because something else ran; "
+                "read the prompt from its beginning, and nothing in between"
+            )
+
+    def _restore(self, kept: tuple[Tensor, Tensor, Tensor]) -> None:
         """Put back what ``keep`` returned, where there is still a condition."""
         with torch.inference_mode(False):
             sums, counted, verdict = kept
@@ -185,6 +217,14 @@ def _holds(tests: Tensor, about: Tensor, limits: Tensor, sums: Tensor) -> Tensor
     there = tests[..., SITE] != NOWHERE
     every, some = (met | ~there).all(-1), (met & there).any(-1)
     return torch.where(about[:, ANY] == 1, some, every).to(torch.float32)
+
+
+def conditions_of(entries: Sequence[Entry | None]) -> tuple[str, ...]:
+    """What the conditions of rows decide, as digests; empty where there is none."""
+    return tuple(
+        "" if entry is None or entry.plan.condition is None else entry.plan.condition.digest
+        for entry in entries
+    )
 
 
 def reads_prompts(positions: Tensor, real: Tensor | None, ends: Sequence[int]) -> tuple[bool, bool]:

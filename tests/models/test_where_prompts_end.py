@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import pytest
 import torch
-from plan_oracle import measured, outcome, run
-from random_plans import MARK, PLAIN, VOCABULARY, llama, vector
+from plan_oracle import outcome
+from random_plans import MARK, PLAIN, llama, vector
 from transformers import DynamicCache
 
-from steerfast import AfterSequence, Condition, Positions, SteerfastError, Test, attach, steer
+from steerfast import AfterSequence, Positions, SteerfastError, attach, steer
 
 PROMPTS = [[5, *MARK, 7, 8, 9], [11, 12, *MARK]]
 AFTER_MARK = steer(vector(1), 2.0, select=AfterSequence(MARK))
@@ -102,67 +100,6 @@ def test_token_healing_is_refused_where_it_would_move_a_cut(plans):
         handle.model.generate(ids, attention_mask=torch.ones_like(ids), **HOW)
 
 
-TESTS = [
-    Test("projection", vector(2), 0, threshold=t, over=o)
-    for t in (-99.0, 99.0)
-    for o in ("last", "mean")
-]
-
-
-@pytest.mark.parametrize("test", TESTS, ids=lambda test: f"{test.over} {test.threshold}")
-@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
-def test_a_condition_behind_padding_in_chunks_is_that_of_the_whole(test, left):
-    """Chunks may end anywhere up to the prompts' ends; columns of padding are no positions."""
-    plan = steer(vector(1), 2.0, condition=Condition(test))
-    prompts = [[5, *MARK, 7, 8, 9], [11, 12, 13, *MARK, 14]] if not left else PROMPTS
-    following = [20, 21, 22]
-    ids = torch.cat([padded(prompts, left), torch.tensor([following] * 2)], 1)
-    mask, width = (ids != 0).long(), ids.shape[1] - len(following)
-    places = (mask.cumsum(-1) - 1).clamp(min=0)
-    for cuts in ((width,), (1, width), (2, width - 1, width), (width, width + 1)):
-        logits, cache, begun = [], None, 0
-        with (
-            torch.no_grad(),
-            attach(llama()) as handle,
-            handle.use(plan, prompt_lengths=[len(prompt) for prompt in prompts]),
-        ):
-            for until in (*cuts, ids.shape[1]):
-                out = handle.model(
-                    ids[:, begun:until],
-                    attention_mask=mask[:, :until],
-                    position_ids=places[:, begun:until],
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                logits.append(out.logits)
-                cache, begun = out.past_key_values, until
-        found = torch.cat(logits, 1)
-        for row, prompt in enumerate(prompts):
-            wanted, _ = outcome(PLAIN, prompt + following, prompt, plan)
-            real = found[row][mask[row] != 0]
-            torch.testing.assert_close(real.double(), wanted.double(), rtol=2e-4, atol=2e-3)
-
-
-def test_a_chunk_across_the_prompts_end_is_refused_behind_a_cache():
-    """Its later tokens depend on what its earlier ones decide, and a pass that reads ahead would lack the cache."""
-    plan = steer(vector(1), 2.0, condition=Condition(TESTS[0]))
-    ids = torch.tensor([[*PROMPTS[0], 20, 21, 22]])
-    length = len(PROMPTS[0])
-    with torch.no_grad(), attach(llama()) as handle:
-        with handle.use(plan, prompt_lengths=[length]):
-            whole = handle.model(ids).logits  # alone it is read twice, and right
-            wanted, _ = outcome(PLAIN, ids[0].tolist(), PROMPTS[0], plan)
-            torch.testing.assert_close(whole[0].double(), wanted.double(), rtol=2e-4, atol=2e-3)
-            cache = handle.model(ids[:, :3], use_cache=True).past_key_values
-            with pytest.raises(SteerfastError, match="after 3 in a cache; end a chunk where the"):
-                handle.model(ids[:, 3:], past_key_values=cache)
-        with handle.use(plan), handle.generating(ids[:, :length]) as loop:
-            loop.step(3)
-            handle.model(ids[:, :3])
-            with pytest.raises(SteerfastError, match="end a chunk where the prompt ends"):
-                loop.step(length)
-
-
 def test_a_sequence_in_a_prompt_whose_end_is_to_come_is_not_looked_for():
     """It may stand there again, and the last one counts."""
     prompt = [5, *MARK, 7, *MARK, 8]
@@ -186,35 +123,6 @@ def test_a_sequence_in_a_prompt_whose_end_is_to_come_is_not_looked_for():
             rest = handle.model(ids[:, 4:], past_key_values=first.past_key_values)
     wanted, _ = outcome(PLAIN, ids[0].tolist(), prompt, AFTER_MARK)
     for found in (whole, torch.cat([first.logits, rest.logits], 1)[0]):
-        torch.testing.assert_close(found.double(), wanted.double(), rtol=2e-4, atol=2e-3)
-
-
-@pytest.mark.parametrize("over", ["mean", "last"])
-@pytest.mark.parametrize("bare", [True, False], ids=["forwards", "loop"])
-def test_what_is_read_again_counts_once_in_a_condition(over, bare):
-    """A cache that is rewound within the prompt, over and over, the last time to before its last token."""
-    prompt, following = [5, 6, *MARK, 7, 8, 9, 10], [11, 12]
-    ids, length = torch.tensor([[*prompt, *following]]), len(prompt)
-    streams = {}
-    run(PLAIN, prompt, lambda h, place: streams.setdefault(place, h))
-    value = measured(Test("projection", vector(3), 0, over=over), streams, prompt)
-    for below in (True, False):
-        limit = value + (0.05 if below else -0.05)
-        test = Test("projection", vector(3), 0, threshold=limit, over=over, below=below)
-        plan = steer(vector(1), 2.0, condition=Condition(test))
-        wanted, _ = outcome(PLAIN, ids[0].tolist(), prompt, plan)
-        found, cache, seen = torch.zeros(ids.shape[1], VOCABULARY), None, 0
-        known = {"prompt_lengths": [length]} if bare else {}
-        with torch.no_grad(), attach(llama()) as handle, handle.use(plan, **known):
-            loop = None if bare else handle.generating(ids[:, :length])
-            with loop or nullcontext():
-                for begun, until in ((0, 5), (1, 4), (2, 8), (7, 8), (8, 10)):
-                    if cache is not None and begun < seen:
-                        cache.crop(begun - seen)
-                    if loop is not None:
-                        loop.step(until - begun, begun)
-                    out = handle.model(ids[:, begun:until], past_key_values=cache, use_cache=True)
-                    cache, found[begun:until], seen = out.past_key_values, out.logits[0], until
         torch.testing.assert_close(found.double(), wanted.double(), rtol=2e-4, atol=2e-3)
 
 

@@ -70,15 +70,6 @@ def whole(bench: Bench, rng: random.Random) -> None:
         bench.check(one, logits, f"{what}, row {row}", streams=streams, places=at)
 
 
-def cut(rng: random.Random, until: int, most: int = 6) -> list[int]:
-    """Where chunks end, the last at ``until``."""
-    ends, at = [], 0
-    while at < until:
-        at = min(at + rng.randrange(1, most), until)
-        ends.append(at)
-    return ends
-
-
 def across(batch: Padded, requests: list[Request], seen: int, until: int) -> bool:
     """Whether columns hold, for a plan with a condition, tokens of its prompt and tokens behind it."""
     for row, one in enumerate(requests):
@@ -91,35 +82,58 @@ def across(batch: Padded, requests: list[Request], seen: int, until: int) -> boo
 
 
 def chunks(bench: Bench, rng: random.Random) -> None:
-    """Rows in chunks over a cache, across the ends of their prompts. What was answered before a refusal is right too."""
+    """Rows in chunks over a cache, across the ends of their prompts; the cache is rewound, plans change, something else runs
+    in between. What was answered before a refusal is right too."""
     requests = bench.requests(rng, rng.randrange(1, 4), rng.randrange(1, 6))
     plans = one_or_many(rng, requests)
+    others = [other_plan(bench, rng, one) for one in requests]
+    others = others if isinstance(plans, list) else others[:1] * len(requests)
     kind, known = told(rng, requests)
     side = rng.choice(SIDES)
     batch = padded(rng, [one.tokens for one in requests], side)
     hidden = shown(rng, batch.mask)
-    width, refusable = batch.ids.shape[1], any(asks_end(one.plan) for one in requests)
-    ends = cut(rng, width)
+    width, minds = batch.ids.shape[1], any(asks_end(one.plan) for one in requests)
+    conditional = any(one.plan and one.plan.condition for one in requests)
     if kind == "nothing":  # which is refused behind the first chunk, if a plan minds
         for one in requests:
             one.prompt = one.tokens
-    what = f"chunks to {ends}, {side}, {kind}"
+    story = [f"chunks, {side}, {kind}:"]
     logits = torch.full((len(requests), width, 64), torch.nan, dtype=bench.dtype)
-    cache, seen, stopped = None, 0, None
-    with asking("answer", what), torch.no_grad():
+    cache, seen, stopped, changed, disturbed, turns = None, 0, None, None, False, 0
+    careful = rng.random() < 0.8  # so that conditions are not refused
+    with asking("answer", story[0]), torch.no_grad():
         use = bench.handle.use(plans, **known)
     with use, torch.no_grad():
-        for until in ends:
-            expect = "answer"
-            if kind == "nothing" and refusable:
+        while seen < width and turns < 10:
+            turns += 1
+            act = rng.choice(["on"] * 6 + ["rewind", "change", "interlude"]) if seen else "on"
+            if act == "rewind":
+                before, seen = seen, rng.randrange(seen)
+                cache.crop(seen - before)
+            elif act == "change" and kind == "prompts" and changed is None:
+                with asking("answer", "a change between chunks"):
+                    use.change(others if isinstance(plans, list) else others[0])
+                changed = seen
+            elif act == "interlude":
+                disturbed = True
+                interlude(bench, rng)
+            changed = None if changed is None else min(changed, seen)
+            until = min(seen + rng.randrange(1, 6), width)
+            while careful and seen and across(batch, requests, seen, until):
+                until -= 1
+            story.append(f"{act} {seen}:{until}")
+            expect: Expect = "answer"
+            if kind == "nothing" and minds:
                 expect = "refusal" if seen else unsaid(requests) if until == width else "either"
-            elif kind == "lengths" and any(asks_ids(one.plan) for one in requests):
+            elif (kind == "lengths" and any(asks_ids(one.plan) for one in requests)) or (
+                conditional and disturbed
+            ):
                 expect = "either"
             if kind != "nothing" and seen and across(batch, requests, seen, until):
                 expect = "refusal"
             mask = {} if hidden is None else {"attention_mask": hidden[:, :until]}
             try:
-                with asking(expect, f"{what}, from {seen}"):
+                with asking(expect, " ".join(story)):
                     out = bench.model(
                         batch.ids[:, seen:until],
                         position_ids=batch.places[:, seen:until],
@@ -134,10 +148,24 @@ def chunks(bench: Bench, rng: random.Random) -> None:
     if stopped is None or kind != "nothing":
         for row, one in enumerate(requests):
             found = batch.real(row, logits[row])[: int(batch.mask[row, :seen].sum())]
+            more = {}
+            if changed is not None and changed < seen:
+                more = {"changes": [(int(batch.mask[row, :changed].sum()), others[row])]}
             if len(found):
-                bench.check(one, found, f"{what}, row {row}")
+                bench.check(one, found, f"{' '.join(story)}, row {row}", **more)
     if stopped is not None:
         raise stopped
+
+
+def interlude(bench: Bench, rng: random.Random) -> None:
+    """Something else runs in the middle of a request."""
+    ids = torch.tensor([tokens(rng, 4)])
+    plan = bench.plan(rng, ids[0].tolist(), everywhere=True)
+    with bench.handle.use(plan):
+        if rng.random() < 0.5:
+            bench.model(ids)
+        else:
+            bench.model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
 
 
 def packed(bench: Bench, rng: random.Random) -> None:
@@ -216,7 +244,7 @@ def loop(bench: Bench, rng: random.Random) -> None:
     story, changed, cache, seen = [f"loop, {side}"], None, None, 0
     others = [other_plan(bench, rng, one) for one in requests]
     single = not isinstance(plans, list)
-    total, turns = ids.shape[1], 0
+    total, turns, disturbed, careful = ids.shape[1], 0, False, rng.random() < 0.8
     with asking("answer", "loop"):
         use = bench.handle.use(plans)
     with torch.no_grad(), use, bench.handle.generating(batch.ids, batch.mask) as steps:
@@ -232,10 +260,17 @@ def loop(bench: Bench, rng: random.Random) -> None:
                 changed = seen
                 story.append(f"change at {seen}")
             changed = None if changed is None else min(changed, seen)
+            if seen and rng.random() < 0.1:
+                disturbed = True
+                interlude(bench, rng)
+                story.append("interlude")
             until = min(seen + rng.randrange(1, 6), total)
-            crosses = conditional and 0 < seen < width < until
+            if careful and 0 < seen < width:
+                until = min(until, width)
+            expect: Expect = "either" if conditional and disturbed else "answer"
+            expect = "refusal" if conditional and 0 < seen < width < until else expect
             story.append(f"{seen}:{until}")
-            with asking("refusal" if crosses else "answer", " ".join(story)):
+            with asking(expect, " ".join(story)):
                 steps.step(until - seen, seen) if back else steps.step(until - seen)
                 out = bench.model(
                     ids[:, seen:until],
