@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -27,6 +28,13 @@ class Inputs(NamedTuple):
     def rows(self) -> int:
         """B * T."""
         return self.shape[0] * self.shape[1]
+
+    @property
+    def begun(self) -> int | None:
+        """``seen``, which a static cache keeps on the device; None where a graph is captured, and nobody may look."""
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return self.seen if isinstance(self.seen, int) else None
+        return int(self.seen)
 
 
 def inputs_of(

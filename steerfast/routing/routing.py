@@ -145,18 +145,17 @@ class Routing:
 
     def _check_knowledge(self, inputs: Inputs) -> None:
         """What the plans in use ask of the prompts is known, or an error."""
-        in_use, seen, tokens, batch = self.in_use, inputs.seen, inputs.tokens, inputs.shape[0]
+        in_use, tokens, batch = self.in_use, inputs.tokens, inputs.shape[0]
         in_use.check_lengths(batch)
-        if in_use.lengths is None and in_use.by_prompt and isinstance(seen, int) and seen > 0:
+        if in_use.lengths is None and in_use.by_prompt and inputs.begun != 0:
             raise SteerfastError(
-                f"this forward goes on behind {seen} tokens of a cache, and where the prompt ends is not known, so prompt "
+                f"this forward goes on behind {inputs.begun or 'some'} tokens of a cache, and where the prompt ends is not known, so prompt "
                 "and generated tokens cannot be told apart; call generate of the model that was attached, say where "
                 "prompts end (handle.use(plans, prompt_lengths=[...])), or run the loop in handle.generating(ids, mask)"
             )
         if self._unknown is None:
             return
-        starts = isinstance(seen, int) and seen == 0
-        if in_use.prompts is None and tokens is not None and starts:
+        if in_use.prompts is None and tokens is not None and inputs.begun == 0:
             # The whole prompt is at hand, so its end and a sequence in it can be found. Of this forward only:
             # the next one may bring other prompts, or go on with these, and then nobody says where they end.
             prompts, entries = prompts_of(tokens, inputs.mask, in_use.lengths), in_use.each(batch)
@@ -169,8 +168,7 @@ class Routing:
 
     def _packed(self, batch: int, packed: Sequences, inputs: Inputs) -> Rows:
         """The rows of a forward whose rows hold several sequences: each has a seat of its own."""
-        seen, tokens = inputs.seen, inputs.tokens
-        if not isinstance(seen, int) or seen > 0:
+        if inputs.begun != 0:
             raise SteerfastError(
                 "position ids start again within a row, so it holds several sequences, but a cache holds what came before "
                 "them; read packed rows in one forward, without a cache"
@@ -178,10 +176,12 @@ class Routing:
         in_use, given = self.in_use, self.in_use.lengths
         entries = in_use.of_sequences(batch, packed.row_of)
         prompts: Sequence[Sequence[int]] | None = in_use.prompts
-        if prompts is None and tokens is not None:
+        if prompts is None and inputs.tokens is not None:
             prompts = [
                 one[:length]
-                for one, length in zip(packed.split(tokens), given or packed.lengths, strict=True)
+                for one, length in zip(
+                    packed.split(inputs.tokens), given or packed.lengths, strict=True
+                )
             ]
             in_use.check_whole(entries, prompts)
         self._assigned_for = packed  # and what is in use by itself is assigned anew thereafter

@@ -6,7 +6,7 @@ import pytest
 import torch
 from plan_oracle import outcome
 from random_plans import MARK, PLAIN, llama, vector
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from steerfast import AfterSequence, Positions, SteerfastError, attach, steer
 
@@ -98,6 +98,35 @@ def test_token_healing_is_refused_where_it_would_move_a_cut(plans):
             handle.model.generate(ids, tokenizer=None, **HOW)
         handle.model.generation_config.token_healing = False
         handle.model.generate(ids, attention_mask=torch.ones_like(ids), **HOW)
+
+
+@pytest.mark.parametrize(
+    "select", ["prompt", "generated", "after_prompt", Positions(-2), AfterSequence(MARK)], ids=repr
+)
+def test_forwards_over_a_static_cache_are_those_over_any(select):
+    """It keeps how much it holds in a tensor, of which a forward has to know whether that is nothing."""
+    ids, length = torch.tensor([[*PROMPTS[0], 20, 21]]), len(PROMPTS[0])
+    plan = steer(vector(1), 2.0, select=select)
+    for known in ({"prompts": [PROMPTS[0]]}, {}):
+        with torch.no_grad(), attach(llama()) as handle, handle.use(plan, **known):
+            cache = StaticCache(config=handle.model.config, max_cache_len=16)
+            if select == "generated" and not known:
+                with pytest.raises(SteerfastError, match="counts from the prompt's end"):
+                    handle.model(ids[:, :length], past_key_values=cache)
+                continue
+            first = handle.model(ids[:, :length], past_key_values=cache).logits[0]
+            wanted, _ = outcome(PLAIN, ids[0].tolist(), PROMPTS[0], plan)
+            torch.testing.assert_close(
+                first.double(), wanted[:length].double(), rtol=2e-4, atol=2e-3
+            )
+            if not known:
+                with pytest.raises(SteerfastError, match="goes on behind 6 tokens of a cache"):
+                    handle.model(ids[:, length:], past_key_values=cache)
+                continue
+            rest = handle.model(ids[:, length:], past_key_values=cache).logits[0]
+            torch.testing.assert_close(
+                rest.double(), wanted[length:].double(), rtol=2e-4, atol=2e-3
+            )
 
 
 def test_a_sequence_in_a_prompt_whose_end_is_to_come_is_not_looked_for():

@@ -20,6 +20,7 @@ from fuzz_batches import (
     unsaid,
 )
 from fuzz_bench import Bench, Expect, Refused, Request, asking, plans_of, tokens
+from transformers import StaticCache
 
 from steerfast import Plan
 
@@ -101,13 +102,16 @@ def chunks(bench: Bench, rng: random.Random) -> None:
     logits = torch.full((len(requests), width, 64), torch.nan, dtype=bench.dtype)
     cache, seen, stopped, changed, disturbed, turns = None, 0, None, None, False, 0
     careful = rng.random() < 0.8  # so that conditions are not refused
+    fixed = rng.random() < 0.2  # a static cache, which is not rewound
+    if fixed:
+        cache = StaticCache(config=bench.plain.config, max_cache_len=width)
     with asking("answer", story[0]), torch.no_grad():
         use = bench.handle.use(plans, **known)
     with use, torch.no_grad():
         while seen < width and turns < 10:
             turns += 1
             act = rng.choice(["on"] * 6 + ["rewind", "change", "interlude"]) if seen else "on"
-            if act == "rewind":
+            if act == "rewind" and not fixed:
                 before, seen = seen, rng.randrange(seen)
                 cache.crop(seen - before)
             elif act == "change" and kind == "prompts" and changed is None:
