@@ -22,8 +22,8 @@ def read_corpus(source: str, limit: int = READ) -> list[str]:
     ``prose``: passages written for this project. ``stdlib``: the modules of this Python's standard library.
     ``hub:NAME[:CONFIG[:SPLIT[:FIELD[:WHERE]]]]``: a dataset of the Hugging Face hub, streamed (defaults: its first
     configuration, ``train``, ``text``), of which WHERE keeps some rows: ``meta.pile_set_name=Github``, or ``!=``; needs
-    the package ``datasets`` and a connection. Anything else is a file (texts
-    separated by blank lines) or a folder (a text a file). Raises ValueError where a source holds no text of 200 characters.
+    the package ``datasets`` and a connection. Anything else is a file (text,
+    JSONL, JSON or CSV) or a folder (a text a file), as ``read_texts`` reads them. Raises ValueError where a source holds no text of 200 characters.
     """
     if source == "prose":
         blocks: Iterator[str] = iter(
@@ -34,7 +34,7 @@ def read_corpus(source: str, limit: int = READ) -> list[str]:
     elif source.startswith("hub:"):
         blocks = _hub(source)
     else:
-        blocks = read_texts(Path(source))
+        blocks = _plain(source)
     texts = list(islice((text for text in blocks if len(text) >= SHORTEST), limit))
     if not texts:
         raise ValueError(f"corpus {source!r} holds no text of at least {SHORTEST} characters")
@@ -61,6 +61,14 @@ def split_corpus(
 def _stdlib() -> Iterator[str]:
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def _plain(source: str) -> Iterator[str]:
+    """The texts of a file or folder; ValueError for chat messages, which no broad skill is measured on."""
+    for text in read_texts(source):
+        if not isinstance(text, str):
+            raise ValueError(f"corpus {source!r} holds chat messages; studies read plain text")
+        yield text
 
 
 def _hub(source: str) -> Iterator[str]:

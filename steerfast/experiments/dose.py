@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steerfast.extraction.contrast import ContrastPair
-from steerfast.extraction.extract import continuation_start
+from steerfast.extraction.contrast import Pairs, preferences
 from steerfast.models import Handle, find_decoder
-from steerfast.models.tokens import token_ids
+from steerfast.models.tokens import read
 from steerfast.plans.plan import Plan, steer
 from steerfast.plans.term import Scale
 from steerfast.plans.vector import SteeringVector
@@ -45,13 +44,10 @@ class PairBatch(NamedTuple):
     scored: Tensor
 
 
-def pair_batch(tokenizer: Any, pairs: Sequence[ContrastPair]) -> PairBatch:
-    """Tokenise pairs for ``log_probability_differences``."""
-    rows: list[tuple[list[int], int]] = []
-    for pair in pairs:
-        for continuation in (pair.positive, pair.negative):
-            tokens = token_ids(tokenizer, pair.prompt + continuation)
-            rows.append((tokens, continuation_start(tokenizer, pair.prompt, continuation)))
+def pair_batch(tokenizer: Any, pairs: Pairs) -> PairBatch:
+    """Tokenise pairs (as ``extract_pairs`` takes them; of a set, the held-out ones) for ``log_probability_differences``."""
+    chosen = preferences(pairs, "dose_response", "held_out")
+    rows = [read(tokenizer, *side) for pair in chosen for side in pair.sides]
     longest = max(len(tokens) for tokens, _ in rows)
     ids = torch.zeros((len(rows), longest), dtype=torch.int64)
     mask, scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
@@ -98,7 +94,7 @@ def dose_response(
     handle: Handle,
     tokenizer: Any,
     vector: SteeringVector,
-    pairs: Sequence[ContrastPair],
+    pairs: Pairs,
     *,
     layers: Sequence[int],
     coefficients: Sequence[float] = COEFFICIENTS,

@@ -8,7 +8,7 @@ from tiny_llama import byte_tokenizer, tiny_llama
 
 from steerfast import attach, extract_corpora, extract_pairs, steer
 from steerfast.extraction.contrast import ContrastPair
-from steerfast.extraction.extract import continuation_start, with_stream_norms
+from steerfast.extraction.extract import with_stream_norms
 from steerfast.extraction.stream_norms import NormHistogram
 from steerfast.models.tokens import token_ids
 
