@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.routing.in_use import InUse
-from steerfast.routing.positions import prompts_of
+from steerfast.routing.positions import check_mask, prompts_of
 from steerfast.routing.routing import Routing
 
 
@@ -127,6 +127,8 @@ class Loop:
     def __init__(self, shared: Any, tokens: Tensor, mask: Tensor | None) -> None:
         self._shared, self._mask = shared, mask
         self._batch, width = tokens.shape[:2]
+        if mask is not None:
+            check_mask(mask, self._batch, width)
         self._generation = Generation(tokens, mask, width)
         self.seen = 0
 
@@ -172,7 +174,10 @@ class SteeredGenerate:
         else:
             batch, width = prompt.shape[0], prompt.shape[1]
         mask = kwargs.get("attention_mask")
-        flat = mask if mask is not None and mask.ndim == 2 else None
+        if mask is not None and embeds is None and shared.routing.in_use.active:
+            known = kwargs.get("past_key_values") is None  # else the mask is of the cache too
+            check_mask(mask, batch, width, width if known else None)
+        flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         if flat is not None:  # covers a given cache, which the prompt may not
             width = flat.shape[1]
         shared.routing.in_use.check_batch(batch, exact=True, what="generate got {} prompts")

@@ -89,8 +89,10 @@ def read(
 
 def _written(tokenizer: Any, prompt: Prompt, continuation: Prompt | None) -> _Written:
     """The text that a tokenizer reads."""
-    if isinstance(prompt, str) and (continuation is None or isinstance(continuation, str)):
-        return _Written(prompt + (continuation or ""), len(prompt) if continuation else 0, False)
+    if isinstance(prompt, str) and continuation is None:
+        return _Written(prompt, 0, False)
+    if isinstance(prompt, str) and isinstance(continuation, str):
+        return _Written(prompt + continuation, len(prompt), False)
     if isinstance(prompt, str):
         if prompt:
             raise TypeError(

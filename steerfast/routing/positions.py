@@ -8,6 +8,40 @@ import torch
 from torch import Tensor
 
 
+def check_mask(mask: object, rows: int, least: int, most: int | None = None) -> None:
+    """ValueError unless a mask is [rows, T] with ``least`` <= T <= ``most``."""
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        shape = list(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise ValueError(
+            f"the attention_mask is {shape}; wanted a tensor [rows, tokens] with 0 for padding"
+        )
+    if mask.shape[0] != rows:
+        raise ValueError(
+            f"the attention_mask has {mask.shape[0]} rows, but there are {rows} prompts; give a row for each"
+        )
+    if mask.shape[1] < least or (most is not None and mask.shape[1] > most):
+        raise ValueError(
+            f"the attention_mask covers {mask.shape[1]} tokens, but the prompts have {least}; give one of the same width"
+        )
+
+
+def mask_of_rows(mask: Tensor, rows: int, seen: int | Tensor, length: int) -> Tensor:
+    """A mask [rows, T] from one of [1, T], as attention takes it, or from itself; ValueError for other rows, or one that
+    is too short."""
+    mask = mask.expand(rows, -1) if mask.shape[0] == 1 else mask
+    check_mask(mask, rows, least=0)
+    _check_covers(mask, seen, length)
+    return mask
+
+
+def _check_covers(mask: Tensor, seen: int | Tensor, length: int) -> None:
+    if isinstance(seen, int) and mask.shape[1] < seen + length:
+        raise ValueError(
+            f"attention_mask covers {mask.shape[1]} tokens, but the cache holds {seen} and "
+            f"{length} more come; pass the mask of the whole sequence"
+        )
+
+
 def positions_of(
     mask: Tensor | None,
     position_ids: Tensor | None,
@@ -22,11 +56,7 @@ def positions_of(
     here = torch.arange(length, device=device) + seen
     if mask is not None:
         mask = mask.to(device)
-        if isinstance(seen, int) and mask.shape[1] < seen + length:
-            raise ValueError(
-                f"attention_mask covers {mask.shape[1]} tokens, but the cache holds {seen} and "
-                f"{length} more come; pass the mask of the whole sequence"
-            )
+        _check_covers(mask, seen, length)
         positions = mask.to(torch.int64).cumsum(-1) - 1
         return positions.index_select(1, here), mask.index_select(1, here)
     if position_ids is not None:

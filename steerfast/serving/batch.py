@@ -1,4 +1,4 @@
-"""``generate_batch``: a list of (prompt, plan, sampling) in, completions in the same order out.
+"""``generate_batch``: prompts, or (prompt, plan, sampling), in, completions in the same order out.
 
 Requests run in transformers' continuous batching, which packs prompts and steps of all of them into one forward.
 """
@@ -9,11 +9,12 @@ import copy
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models import Handle, attach
-from steerfast.models.tokens import token_ids
+from steerfast.models.tokens import Messages, as_prompt, token_ids
 from steerfast.plans.fields import wholes
 from steerfast.plans.plan import Plan
 from steerfast.plans.selectors import AfterSequence, final_token
@@ -26,11 +27,11 @@ _WAIT = 1.0  # seconds between looks at an engine that says nothing
 
 
 class Request(NamedTuple):
-    """prompt: text (with a tokenizer) or token ids. plan: what steers it, or None. sampling: max_new_tokens,
+    """prompt: text or chat messages (with a tokenizer), or token ids. plan: what steers it, or None. sampling: max_new_tokens,
     eos_token_id, do_sample, temperature, top_k, top_p, seed; as ``generate`` takes them, by default greedy and at most
     128 tokens."""
 
-    prompt: str | Sequence[int]
+    prompt: str | Messages | Sequence[int]
     plan: Plan | None = None
     sampling: Mapping[str, Any] = {}
 
@@ -44,7 +45,7 @@ class Completion(NamedTuple):
 
 def generate_batch(
     model: Any,
-    requests: Iterable[Request | tuple[Any, ...]],
+    requests: Iterable[Request | tuple[Any, ...] | str | Messages | Sequence[int]],
     *,
     tokenizer: Any = None,
     progress: bool = True,
@@ -52,8 +53,9 @@ def generate_batch(
 ) -> list[Completion]:
     """Answer many requests, each steered by a plan of its own, in continuous batching.
 
-    model: a Handle, or a model of transformers (attached for the call if it is not). requests: ``Request``s, or tuples
-    (prompt, plan, sampling), of which the last two may be left out. progress: a bar on stderr. Returns one Completion
+    model: a Handle, or a model of transformers (attached for the call if it is not). requests: ``Request``s, tuples
+    (prompt, plan, sampling), of which the last two may be left out, or prompts alone: text, a list of chat messages (which
+    go through the tokenizer's template), a list of token ids. progress: a bar on stderr. Returns one Completion
     per request, in order.
 
     config: a ContinuousBatchingConfig, used as it is. By default the KV cache is sized by the requests: room for as many
@@ -63,7 +65,7 @@ def generate_batch(
     More plans than the table has room for wait their turn. Raises ValueError for a bad request, with its number,
     before anything runs; SteerfastError if the engine fails one.
     """
-    asked = [one if isinstance(one, Request) else Request(*one) for one in requests]
+    asked = _requests(requests)
     if not asked:
         return []
     with ExitStack() as stack:
@@ -85,6 +87,35 @@ def generate_batch(
         Completion(outputs[n], None if tokenizer is None else tokenizer.decode(outputs[n]))
         for n in range(len(asked))
     ]
+
+
+def _requests(given: Iterable[Any]) -> list[Request]:
+    """Whatever was asked as requests. TypeError for one where many are wanted, and for what is no request."""
+    if isinstance(given, (str, bytes, Mapping, Request)) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"generate_batch takes an iterable of requests, got {type(given).__name__}; one request is [request]"
+        )
+    asked = []
+    for number, one in enumerate(given):
+        if isinstance(one, Mapping):
+            raise TypeError(
+                f"request {number} is {type(one).__name__} {str(one)[:60]!r}; one request of messages is a list of them, "
+                "anything else is Request(prompt, plan, sampling)"
+            )
+        # A tuple of numbers is a prompt too: no prompt is a number.
+        if not isinstance(one, tuple) or isinstance(next(iter(one), None), Integral):
+            one = Request(one)
+        if not 1 <= len(one) <= len(Request._fields):
+            raise TypeError(
+                f"request {number} is a tuple of {len(one)}; wanted (prompt, plan, sampling)"
+            )
+        made = Request(*one)
+        if not isinstance(made.sampling, Mapping):
+            raise TypeError(
+                f"the sampling of request {number} is a {type(made.sampling).__name__}; wanted a dict"
+            )
+        asked.append(made)
+    return asked
 
 
 def _run(
@@ -172,11 +203,18 @@ def _most_new(request: Request) -> int:
 
 
 def _token_ids(request: Request, number: int, tokenizer: Any, vocabulary: int) -> list[int]:
-    prompt = request.prompt
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise ValueError(f"request {number} is text; give tokenizer=, or token ids")
-        prompt = token_ids(tokenizer, prompt)
+    prompt: Any = request.prompt
+    written = isinstance(prompt, str) or (
+        isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt)
+    )
+    if written and tokenizer is None:
+        kind = "text" if isinstance(prompt, str) else "messages"
+        raise ValueError(f"request {number} is {kind}; give tokenizer=, or token ids")
+    if written:
+        try:
+            prompt = token_ids(tokenizer, as_prompt(prompt, "the prompt"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"request {number}: {error}") from error
     try:
         ids = list(wholes(f"a token id of request {number}", prompt))
     except TypeError as error:
