@@ -108,7 +108,8 @@ def _written(tokenizer: Any, prompt: Prompt, continuation: Prompt | None) -> _Wr
 
 def _templated(tokenizer: Any, messages: Messages) -> tuple[str, int]:
     """Messages as text, and the character where the assistant's answer begins, if they end with one (else 0)."""
-    if getattr(tokenizer, "chat_template", None) is None:
+    apply = getattr(tokenizer, "apply_chat_template", None)
+    if apply is None or getattr(tokenizer, "chat_template", apply) is None:
         raise ValueError(
             "these prompts are messages, but the tokenizer has no chat template; give text, or set "
             "tokenizer.chat_template"
@@ -119,7 +120,7 @@ def _templated(tokenizer: Any, messages: Messages) -> tuple[str, int]:
         raise ValueError(f"the content of the assistant's message is text, got {_short(answer)}")
     end = {"continue_final_message": True} if answered else {"add_generation_prompt": True}
     try:
-        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **end)
+        text: str = apply(list(messages), tokenize=False, **end)
     except (
         Exception
     ) as error:  # whatever a template raises: no system message, roles that do not alternate

@@ -37,7 +37,7 @@ class Request(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """tokens: what was generated, without the prompt. text: decoded, where there is a tokenizer."""
+    """tokens: what was generated, without the prompt. text: decoded, where there is a tokenizer that does."""
 
     tokens: list[int]
     text: str | None
@@ -83,10 +83,8 @@ def generate_batch(
         outputs: dict[int, list[int]] = {}
         for shared, numbers in groups.items():
             outputs.update(_run(handle, dict(shared), numbers, asked, prompts, config, bar))
-    return [
-        Completion(outputs[n], None if tokenizer is None else tokenizer.decode(outputs[n]))
-        for n in range(len(asked))
-    ]
+    decode = getattr(tokenizer, "decode", lambda tokens: None)
+    return [Completion(outputs[n], decode(outputs[n])) for n in range(len(asked))]
 
 
 def _requests(given: Iterable[Any]) -> list[Request]:

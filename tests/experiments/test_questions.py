@@ -46,7 +46,9 @@ def test_questions_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no x\.json, \.jsonl or \.csv in"):
         questions.load(tmp_path, "x")
     (tmp_path / "x.json").write_text('[{"question": "a"}]')
-    with pytest.raises(ValueError, match=r"record 1 of .*x\.json \(line 1\) lacks 'answer_matching_behavior'"):
+    with pytest.raises(
+        ValueError, match=r"record 1 of .*x\.json \(line 1\) lacks 'answer_matching_behavior'"
+    ):
         questions.load(tmp_path, "x")
     bad = {"question": "a", "answer_matching_behavior": "C", "answer_not_matching_behavior": "A"}
     (tmp_path / "x.json").write_text(json.dumps([bad]))

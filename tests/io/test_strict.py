@@ -168,7 +168,11 @@ SETS = {
     "'name' of .* is text": [json.dumps({"pairs": [PAIR], "name": 5})],
     "nested too deeply": [DEEP],
     "has 'prompt' twice": ['{"pairs": [{"prompt": "a", "prompt": "b"}]}'],
-    "holds no pairs": ["[]", '{"pairs": []}', json.dumps({"pairs": [{**PAIR, "split": "held_out"}]})],
+    "holds no pairs": [
+        "[]",
+        '{"pairs": []}',
+        json.dumps({"pairs": [{**PAIR, "split": "held_out"}]}),
+    ],
 }
 
 
@@ -193,7 +197,9 @@ QUESTIONS = {
     "'questions' of .* is a list": ["{}", json.dumps(RECORD)],
     "record 1 of .* is an object": ["[5]", "[[]]", "[null]"],
     "record 2 of .* lacks 'question'": [json.dumps([RECORD, {"answer_matching_behavior": "(A)"}])],
-    "'question' of record 1 of .* is text or a list of messages": [json.dumps([{**RECORD, "question": 5}])],
+    "'question' of record 1 of .* is text or a list of messages": [
+        json.dumps([{**RECORD, "question": 5}])
+    ],
     "'answer_matching_behavior' of record 1": [
         json.dumps([{**RECORD, "answer_matching_behavior": value}]) for value in (5, None, ["A"])
     ],
