@@ -25,16 +25,11 @@ def check_mask(mask: object, rows: int, least: int, most: int | None = None) -> 
         )
 
 
-def mask_of_rows(mask: Tensor, rows: int, seen: int | Tensor, length: int) -> Tensor:
-    """A mask [rows, T] from one of [1, T], as attention takes it, or from itself; ValueError for other rows, or one that
-    is too short."""
-    mask = mask.expand(rows, -1) if mask.shape[0] == 1 else mask
+def check_whole_mask(mask: Tensor | None, rows: int, seen: int | Tensor, length: int) -> None:
+    """ValueError for a mask of other rows, or one that ends before the ``length`` tokens behind the ``seen`` of a cache do."""
+    if mask is None:
+        return
     check_mask(mask, rows, least=0)
-    _check_covers(mask, seen, length)
-    return mask
-
-
-def _check_covers(mask: Tensor, seen: int | Tensor, length: int) -> None:
     if isinstance(seen, int) and mask.shape[1] < seen + length:
         raise ValueError(
             f"attention_mask covers {mask.shape[1]} tokens, but the cache holds {seen} and "
@@ -56,7 +51,7 @@ def positions_of(
     here = torch.arange(length, device=device) + seen
     if mask is not None:
         mask = mask.to(device)
-        _check_covers(mask, seen, length)
+        check_whole_mask(mask, mask.shape[0], seen, length)
         positions = mask.to(torch.int64).cumsum(-1) - 1
         return positions.index_select(1, here), mask.index_select(1, here)
     if position_ids is not None:

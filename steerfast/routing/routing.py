@@ -22,7 +22,7 @@ from torch import Tensor
 from steerfast.errors import SteerfastError
 from steerfast.routing.in_use import NOTHING, InUse
 from steerfast.routing.itinerary import Itinerary, itineraries
-from steerfast.routing.positions import mask_of_rows, positions_of, prompts_of
+from steerfast.routing.positions import check_whole_mask, positions_of, prompts_of
 from steerfast.routing.route import SEATS, Route, RowBuffers, Rows
 from steerfast.routing.router import make_router
 from steerfast.routing.verdicts import Verdicts, reads_prompts
@@ -139,7 +139,7 @@ class Routing:
             self._assign_bare(self.in_use.unprepared(batch, self._generated))
         elif self._assigned_for is not None:  # a generation has run since
             self._assign_bare(self.in_use)
-        mask = None if mask is None else mask_of_rows(mask, batch, seen, length)
+        check_whole_mask(mask, batch, seen, length)
         self._check_knowledge(batch, tokens, mask, seen)
         if mask_kind:
             raise SteerfastError(
