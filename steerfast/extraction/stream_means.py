@@ -26,7 +26,7 @@ from steerfast.extraction.samples import (
     token_weights,
 )
 from steerfast.extraction.stream_norms import NormHistogram
-from steerfast.models import find_decoder
+from steerfast.models import attachment_of, find_decoder
 from steerfast.models.evaluating import evaluating
 from steerfast.plans.fields import whole
 
@@ -86,8 +86,8 @@ def stream_means(
     groups = list(groups)
     vocabulary = getattr(decoder.embed_tokens, "num_embeddings", None)
     check((sample for group in groups for sample in group), position, vocabulary)
-    patched = getattr(getattr(decoder.forward, "__self__", None), "shared", None)
-    steered = patched is not None and patched.routing.in_use.active
+    patched = attachment_of(decoder)
+    steered = patched is not None and patched.in_use().active
     if steered:
         warnings.warn(
             "extracting under handle.use(): the vector is of the steered model", stacklevel=3
