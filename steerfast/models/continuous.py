@@ -8,13 +8,13 @@ keys and values to an unsteered request with the same prompt.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from steerfast.errors import SteerfastError
 from steerfast.models.attachment import Attachment
+from steerfast.models.stand_in import StandIn
 from steerfast.plans.plan import Plan
 from steerfast.routing.packed import PackedRequests
 from steerfast.routing.routing import Routing
@@ -23,12 +23,8 @@ _DEFAULT: Any = object()  # no plan given: that of handle.use()
 _TOKEN_BITS, _SALT_BITS, _SALTED = 20, 11, 8  # block hashes take token ids as 32-bit integers
 
 
-class SteeredBatching:
+class SteeredBatching(StandIn):
     """Stands in for ``model.init_continuous_batching``."""
-
-    def __init__(self, shared: Attachment, original: Callable[..., Any]) -> None:
-        self.shared, self.original = shared, original
-        self.__signature__ = inspect.signature(original)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         manager = self.original(*args, **kwargs)
@@ -37,12 +33,8 @@ class SteeredBatching:
         return manager
 
 
-class SteeredBatch:
+class SteeredBatch(StandIn):
     """Stands in for ``model.generate_batch``: under ``handle.use([...])`` one plan per prompt."""
-
-    def __init__(self, shared: Attachment, original: Callable[..., Any]) -> None:
-        self.shared, self.original = shared, original
-        self.__signature__ = inspect.signature(original)
 
     def __call__(self, inputs: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> Any:
         self.shared.in_use().check_batch(
@@ -103,7 +95,11 @@ class _AddRequest:
     ``handle.use`` says."""
 
     def __init__(
-        self, manager: Any, shared: Attachment, requests: PackedRequests, original: Callable[..., Any]
+        self,
+        manager: Any,
+        shared: Attachment,
+        requests: PackedRequests,
+        original: Callable[..., Any],
     ) -> None:
         self.manager, self.shared, self.requests = manager, shared, requests
         self.original = original

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steerfast.ops.records import Steering
-from steerfast.routing import compiled
 from steerfast.routing.route import Rows
 from steerfast.routing.verdicts import Verdicts
 from steerfast.table.table import UNSTEERED, Entry, Table
@@ -81,36 +79,6 @@ class ForwardPass:
         if handed is None or handed[0] is not stream or handed[2] is not norm:
             return None
         return handed[3] if handed[1] == _version(stream) else None
-
-
-class TracedPass(ForwardPass):
-    """The forward that is being traced. Its graph finds rows and gains as it runs, by the model's ``key``."""
-
-    def __init__(self, table: Table, key: int, anchor: Tensor) -> None:
-        super().__init__(table, (0, 0), None)  # type: ignore[arg-type]
-        self.key, self.anchor = key, anchor
-
-    def begin(self, *inputs: Any, measured: frozenset[int], fusing: bool) -> None:
-        """Route it; inputs: as of ``compiled.route``. It looks at every measured site, whatever is in use."""
-        self.rows = Rows(*compiled.route(*inputs, self.key))
-        self.measured, self.fusing = measured, fusing
-        self._handed = None
-
-    def end(self) -> None:
-        """Nothing of it stays behind."""
-        self.rows = self._handed = None  # type: ignore[assignment]
-
-    def apart(self, stream: Tensor, measured: frozenset[int]) -> ForwardPass:
-        """The forward that is in progress when a layer runs that is compiled by itself."""
-        here = TracedPass(self.table, self.key, self.anchor)
-        here.rows, here.measured = Rows(*compiled.layer(stream, self.key)), measured
-        return here
-
-    def measure(self, stream: Tensor, site: int) -> None:
-        """As an op."""
-        if site in self.measured:
-            gain = compiled.measure(stream, site, self.rows.gain, self.anchor, self.key)
-            self.rows = self.rows._replace(gain=gain)
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -7,7 +7,6 @@ case, and a compiled model finds its route ready in fixed buffers.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from steerfast.errors import SteerfastError
 from steerfast.models import scope
 from steerfast.models.attachment import Attachment
 from steerfast.models.scope import Scope
+from steerfast.models.stand_in import StandIn
 from steerfast.routing.in_use import InUse
 from steerfast.routing.positions import check_mask, prompts_of
 from steerfast.routing.routing import Routing
@@ -153,7 +153,10 @@ class Loop(Scope):
             more = self.seen + length - mask.shape[1]
             mask = torch.nn.functional.pad(mask, (0, more), value=1)
         self.attachment.prepare(generation, self._batch, length, mask, self.seen)
-        self.attachment.note_rows(self._batch, length)
+        shape = int(self._batch), length
+        self.attachment.forwards.note(
+            shape, self.attachment.routing, None
+        )  # no forward runs in a replay
         self.seen += length
 
     def __enter__(self) -> Loop:
@@ -166,12 +169,8 @@ class Loop(Scope):
         self.attachment.state.prepared = None
 
 
-class SteeredGenerate:
+class SteeredGenerate(StandIn):
     """Stands in for ``model.generate``."""
-
-    def __init__(self, shared: Attachment, original: Callable[..., Any]) -> None:
-        self.shared, self.original = shared, original
-        self.__signature__ = inspect.signature(original)  # transformers inspects it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shared = self.shared
@@ -230,12 +229,8 @@ def _check_healing(in_use: InUse, kwargs: dict[str, Any], generate: Callable[...
         )
 
 
-class SteeredPrepare:
+class SteeredPrepare(StandIn):
     """Stands in for ``model.prepare_inputs_for_generation``."""
-
-    def __init__(self, shared: Attachment, original: Callable[..., Any]) -> None:
-        self.shared, self.original = shared, original
-        self.__signature__ = inspect.signature(original)
 
     def __call__(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = self.original(input_ids, *args, **kwargs)

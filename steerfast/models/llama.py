@@ -20,6 +20,7 @@ from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.hand_over import NextNorm, at_hand, unobserved, watched_everywhere
 from steerfast.ops.records import Steering
 from steerfast.plans.sites import site_index
+from steerfast.routing.inputs import inputs_of
 
 
 class SteeredLayer:
@@ -56,7 +57,7 @@ class SteeredLayer:
             **kwargs,
         }
         layer = self.layer
-        now, whole = self.shared.forward_of(hidden_states)
+        now, whole = self.shared.forwards.of_layer(hidden_states)
         if layer.training and layer.gradient_checkpointing:
             return self._checkpointed(hidden_states, attention, now)
         return self._run(hidden_states, attention, now, now.steering, hand_over=whole)
@@ -73,7 +74,7 @@ class SteeredLayer:
             )
         attention |= {"past_key_values": None, "use_cache": False}
         sites = self.mid_site, self.post_site
-        frozen = {site: self.shared.frozen(now, site) for site in sites}
+        frozen = {site: self.shared.forwards.frozen(now, site) for site in sites}
         steering = frozen.__getitem__
         run = partial(self._run, attention=attention, now=now, steering=steering, hand_over=False)
         checkpoint: Callable[..., Tensor] = self.layer._gradient_checkpointing_func
@@ -192,27 +193,24 @@ class SteeredModel:
         self._check_layers()
         shared, fusing = self.shared, not watched_everywhere()
         given: Any = input_ids if inputs_embeds is None else inputs_embeds
-        route = (given, self._device(given), input_ids, attention_mask, position_ids)
+        routed_by = inputs_of(given, input_ids, attention_mask, position_ids, past_key_values)
+
+        def run(now: ForwardPass, **cache: Any) -> Any:
+            stream = self._steered(now, self._embedded(input_ids, inputs_embeds))
+            return self.original(input_ids=None, inputs_embeds=stream, **inputs, **cache)
+
         if torch.compiler.is_compiling():
-            shared.trace(*route, past_key_values, fusing)
-            try:
-                stream = self._steered(shared.traced, self._embedded(input_ids, inputs_embeds))
-                return self.original(input_ids=None, inputs_embeds=stream, **inputs, **cache)
-            finally:
-                shared.traced.end()
-        now, use, outer = shared.begin(*route, past_key_values, fusing)
-        try:
-            embeddings = self._embedded(input_ids, inputs_embeds)
+            traced = shared.compiled.traced
+            traced.begin(routed_by, shared.measured, fusing)
+            output = run(traced, **cache)
+            traced.end()
+            return output
+        with shared.forwards.running(routed_by, self._device(given), fusing) as now:
             if now.reads_first:
                 # Rows behind the prompt depend, in every layer, on what conditions read at its end.
                 with torch.no_grad(), now.reading_only():
-                    alone = {**inputs, "past_key_values": None, "use_cache": False}
-                    stream = self._steered(now, embeddings)
-                    self.original(input_ids=None, inputs_embeds=stream, **alone)
-            stream = self._steered(now, embeddings)
-            return self.original(input_ids=None, inputs_embeds=stream, **inputs, **cache)
-        finally:
-            shared.end(use, outer)
+                    run(now, past_key_values=None, use_cache=False)
+            return run(now, **cache)
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if inputs_embeds is None:

@@ -71,7 +71,9 @@ def handle_of(model: nn.Module) -> Handle:
     decoder, _ = find_decoder(model)
     shared = attachment_of(decoder)
     if shared is None:
-        raise SteerfastError(f"this {type(model).__name__} is not attached; attach(model) gives a handle")
+        raise SteerfastError(
+            f"this {type(model).__name__} is not attached; attach(model) gives a handle"
+        )
     return Handle(model, shared)
 
 

@@ -66,7 +66,8 @@ def _within(inherited: tuple[Scope, ...], run: Callable[..., Any]) -> Callable[.
 @functools.cache  # once a process
 def follow_threads() -> None:
     """Let threads, and jobs of thread pools, begin with what is entered where they are started."""
-    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+    start: Any = threading.Thread.start
+    submit: Any = ThreadPoolExecutor.submit
 
     @functools.wraps(start)
     def start_within(thread: threading.Thread) -> None:
@@ -80,7 +81,7 @@ def follow_threads() -> None:
             job = _within(_entered.get(), job)
         return submit(pool, job, *args, **kwargs)
 
-    threading.Thread.start = start_within  # type: ignore[method-assign]
+    threading.Thread.start = start_within  # type: ignore[method-assign,assignment]
     ThreadPoolExecutor.submit = submit_within  # type: ignore[method-assign,assignment]
 
 

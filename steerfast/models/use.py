@@ -90,7 +90,9 @@ class Use(Scope):
         scope.leave(self)
         if self.attachment.end_use(self):
             self.lease.give_back()
-        with suppress(SteerfastError):  # of a use that was inherited and is over: the next forward says so
+        with suppress(
+            SteerfastError
+        ):  # of a use that was inherited and is over: the next forward says so
             self.attachment.follow()
 
     def __enter__(self) -> Use:

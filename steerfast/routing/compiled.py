@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steerfast.errors import SteerfastError
+from steerfast.routing.inputs import Inputs
 from steerfast.routing.route import Rows
 
 _keys = count()
@@ -21,21 +22,13 @@ _keys = count()
 class Steered(Protocol):
     """An attached model, for its compiled forwards."""
 
-    def compiled_rows(
-        self,
-        like: Tensor,
-        tokens: Tensor | None,
-        mask: Tensor | None,
-        position_ids: Tensor | None,
-        seen: int | Tensor,
-        mask_kind: str,
-    ) -> tuple[Rows, bool]:
+    def route(self, inputs: Inputs) -> tuple[Rows, bool]:
         """The route of the forward that begins, and whether it would have to read the prompt first."""
 
-    def compiled_layer(self, stream: Tensor) -> Rows:
+    def layer(self, stream: Tensor) -> Rows:
         """The route of the forward in progress, of which a layer is compiled by itself."""
 
-    def compiled_measure(self, stream: Tensor, site: int) -> Tensor:
+    def measure(self, stream: Tensor, site: int) -> Tensor:
         """Let conditions read the stream; returns the gains [N] with what is decided now."""
 
 
@@ -59,9 +52,8 @@ def _route(
     key: int,
 ) -> tuple[Tensor, ...]:
     begun: int | Tensor = int(seen) if seen.device.type == "cpu" else seen
-    rows, reads_first = by_key[key].compiled_rows(
-        like, tokens, mask, position_ids, begun, mask_kind
-    )
+    inputs = Inputs(like, tokens, mask, position_ids, begun, mask_kind)
+    rows, reads_first = by_key[key].route(inputs)
     if reads_first:
         raise SteerfastError(
             "a plan has a condition, and this compiled forward holds the prompt and tokens behind it, which depend on "
@@ -78,11 +70,11 @@ def _fake_route(like: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def _layer(stream: Tensor, key: int) -> tuple[Tensor, ...]:
-    return tuple(line.clone() for line in by_key[key].compiled_layer(stream))
+    return tuple(line.clone() for line in by_key[key].layer(stream))
 
 
 def _measure(stream: Tensor, site: int, gain: Tensor, anchor: Tensor, key: int) -> Tensor:
-    return by_key[key].compiled_measure(stream, site).clone()
+    return by_key[key].measure(stream, site).clone()
 
 
 _library: Any = torch.library.Library("steerfast", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -97,7 +89,9 @@ _library.impl("layer", _layer, "CompositeExplicitAutograd")
 torch.library.register_fake("steerfast::layer", _fake_route, lib=_library)
 # What a measurement writes belongs to the thread, and no graph knows it: it is said to write ``anchor``, so that no compiler
 # drops it; gains go in and out, which keeps the order.
-_library.define("measure(Tensor stream, int site, Tensor gain, Tensor(a!) anchor, int key) -> Tensor")
+_library.define(
+    "measure(Tensor stream, int site, Tensor gain, Tensor(a!) anchor, int key) -> Tensor"
+)
 _library.impl("measure", _measure, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "steerfast::measure",

@@ -59,7 +59,9 @@ class InUse:
         return any(
             entry is not None
             and bool(
-                set(entry.lowered.origins) - {"start"} or entry.plan.schedule or entry.plan.condition
+                set(entry.lowered.origins) - {"start"}
+                or entry.plan.schedule
+                or entry.plan.condition
             )
             for entry in self.requests
         )

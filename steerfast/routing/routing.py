@@ -16,6 +16,7 @@ from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.routing.in_use import NOTHING, InUse
+from steerfast.routing.inputs import Inputs
 from steerfast.routing.itinerary import Itinerary, check_acts_in_prompts, itineraries
 from steerfast.routing.positions import positions_of, prompts_of
 from steerfast.routing.route import SEATS, Route, RowBuffers, Rows
@@ -98,53 +99,39 @@ class Routing:
 
     # -- a forward of its own ----------------------------------------------------------------------
 
-    def bare(
-        self,
-        like: Tensor,
-        tokens: Tensor | None,
-        mask: Tensor | None,
-        position_ids: Tensor | None,
-        seen: int | Tensor,
-        mask_kind: str,
-        in_generate: bool,
-    ) -> Rows:
-        """The rows of a forward whose positions nobody has prepared.
-
-        like: [B, T, ...]. tokens: [B, T] ids, where the model got ids. mask: 2-D, of the whole sequence.
-        seen: how many tokens the cache holds. mask_kind: what the mask was, if it is not 2-D.
-        """
-        batch, length = like.shape[:2]
+    def bare(self, inputs: Inputs, in_generate: bool) -> Rows:
+        """The rows of a forward whose positions nobody has prepared."""
+        (batch, length), mask, seen = inputs.shape, inputs.mask, inputs.seen
         in_use, device = self.in_use, self.table.device
         self._begin()
         if not in_use.active:
             in_use.check_batch(batch, exact=not in_generate)
             return self.buffers.idle(batch * length)
-        if mask_kind:
+        if inputs.mask_kind:
             raise SteerfastError(
-                f"a {mask_kind} attention mask does not tell padding from tokens, and padding is never "
+                f"a {inputs.mask_kind} attention mask does not tell padding from tokens, and padding is never "
                 "steered; pass a 2-D attention_mask, or none if there is no padding"
             )
         positions, real = positions_of(mask, batch, seen, length, device)
-        if position_ids is not None and length > 1 and not in_generate and in_use.tells_sequences(batch):
-            packed = packed_sequences(position_ids.to(device), real, batch)
+        ids = inputs.position_ids
+        if ids is not None and length > 1 and not in_generate and in_use.tells_sequences(batch):
+            packed = packed_sequences(ids.to(device), real, batch)
             if packed is not None:
-                return self._packed(batch, packed, tokens, seen)
+                return self._packed(batch, packed, inputs)
         in_use.check_batch(batch, exact=not in_generate)
         if in_generate:
             self._assign_bare(in_use.unprepared(batch, self._generated))
         elif self._assigned_for is not None:  # something else has run since
             self._assign_bare(in_use)
-        self._check_knowledge(batch, tokens, mask, seen)
+        self._check_knowledge(inputs)
         if self.route.reserve(batch):
             self.to(device)
         rows = self.route.look_up(batch, positions, real)
         return self._with_verdicts(rows, positions, real, seen) if in_use.conditional else rows
 
-    def _check_knowledge(
-        self, batch: int, tokens: Tensor | None, mask: Tensor | None, seen: int | Tensor
-    ) -> None:
+    def _check_knowledge(self, inputs: Inputs) -> None:
         """What the plans in use ask of the prompts is known, or an error."""
-        in_use = self.in_use
+        in_use, seen, tokens, batch = self.in_use, inputs.seen, inputs.tokens, inputs.shape[0]
         in_use.check_lengths(batch)
         if in_use.lengths is None and in_use.by_prompt and isinstance(seen, int) and seen > 0:
             raise SteerfastError(
@@ -158,17 +145,16 @@ class Routing:
         if in_use.prompts is None and tokens is not None and starts:
             # The whole prompt is at hand, so its end and a sequence in it can be found. Of this forward only:
             # the next one may bring other prompts, or go on with these, and then nobody says where they end.
-            prompts, entries = prompts_of(tokens, mask, in_use.lengths), in_use.each(batch)
+            prompts, entries = prompts_of(tokens, inputs.mask, in_use.lengths), in_use.each(batch)
             each = self._assign_rows(entries, in_use.lengths, prompts)
             if in_use.lengths is None:
                 check_acts_in_prompts(entries, each, [len(prompt) for prompt in prompts])
             return
         raise self._unknown
 
-    def _packed(
-        self, batch: int, packed: Sequences, tokens: Tensor | None, seen: int | Tensor
-    ) -> Rows:
+    def _packed(self, batch: int, packed: Sequences, inputs: Inputs) -> Rows:
         """The rows of a forward whose rows hold several sequences: each has a seat of its own."""
+        seen, tokens = inputs.seen, inputs.tokens
         if not isinstance(seen, int) or seen > 0:
             raise SteerfastError(
                 "position ids start again within a row, so it holds several sequences, but a cache holds what came before "

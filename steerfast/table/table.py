@@ -92,13 +92,14 @@ class Table:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy has the same room, and no plans: nobody could release them."""
-        sizes = {
-            "slots": self.records.shape[1],
-            "bank_rows": len(self.bank),
-            "programs": len(self.reads),
+        slots, rows, programs = self.records.shape[1], len(self.bank), len(self.reads)
+        sizes: dict[str, Any] = {
+            "slots": slots,
+            "bank_rows": rows,
+            "programs": programs,
             "device": self.device,
         }
-        return partial(Table, self.num_layers, self.hidden_size, **sizes), ()
+        return partial(Table, **sizes), (self.num_layers, self.hidden_size)
 
     @property
     def device(self) -> torch.device:
