@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from steerfast.extraction.samples import refuse_one_text
 from steerfast.extraction.texts import read_texts
 
 SHORTEST = 200  # characters; shorter texts (headings, empty modules) are left out
@@ -48,6 +49,7 @@ def split_corpus(
 
     Half of the texts at most go to the vector. Raises ValueError for fewer than two texts.
     """
+    refuse_one_text(texts, f"the corpus {name!r}")
     if len(texts) < 2:
         raise ValueError(
             f"corpus {name!r} holds {len(texts)} text, but needs some for the vector and others to measure on"
@@ -84,6 +86,8 @@ def _hub(source: str) -> Iterator[str]:
     for row in load_dataset(name, config or None, split=split or "train", streaming=True):
         if field not in row:
             raise ValueError(f"{source!r} has no field {field!r}; it has {', '.join(row)}")
+        if not isinstance(row[field], str):
+            raise ValueError(f"{source!r} has no text in {field!r}: {row[field]!r:.80}")
         if _kept(row, where):
             yield row[field]
 

@@ -19,6 +19,7 @@ from steerfast.experiments.prompts import pad_token
 from steerfast.experiments.questions import Question
 from steerfast.experiments.trials import Job, Result
 from steerfast.extraction.contrast import ContrastPair, preferences
+from steerfast.extraction.samples import refuse_one_text
 from steerfast.models import attach
 from steerfast.models.load import Loaded
 from steerfast.models.tokens import Prompt, read, token_ids
@@ -217,6 +218,7 @@ def cut(name: str, tokenizer: Any, texts: Sequence[str], context: int, tokens: i
     Each text starts a piece, with the tokenizer's own special tokens; what is left over of one token is dropped.
     Raises ValueError where there is not one token to predict.
     """
+    refuse_one_text(texts, f"the corpus {name!r}")
     pieces: list[tuple[int, ...]] = []
     left = tokens
     for text in texts:

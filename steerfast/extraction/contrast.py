@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
 from steerfast.io.rows import rows_of
 from steerfast.io.strict import as_text, no_other_keys
-from steerfast.models.tokens import Prompt, as_prompt
+from steerfast.models.tokens import Prompt, are_many, as_prompt
 
 Split = Literal["train", "held_out"]
 _KEYS = ("prompt", "positive", "negative", "negative_prompt", "split")
@@ -116,16 +116,13 @@ def as_pairs(given: Pairs, what: str, split: Split = "train") -> tuple[ContrastP
 
     split: which of a set's; dicts of the other one are left out. what: who asks, for errors. Raises TypeError or ValueError for what is no pair, by its number; ValueError for none.
     """
-    if isinstance(given, ContrastSet):
-        given = getattr(given, split)
-    if isinstance(given, (str, bytes, PurePath, Mapping, ContrastPair)) or not isinstance(
-        given, Iterable
-    ):
+    pairs: Any = getattr(given, split) if isinstance(given, ContrastSet) else given
+    if not are_many(pairs):
         raise TypeError(
-            f"{what} takes a contrast set or an iterable of pairs, got {type(given).__name__}; one pair is [pair], a "
-            "file or a shipped set is steerfast.contrast.load(name)"
+            f"{what} takes a contrast set or an iterable of pairs, got {type(pairs).__name__}; one pair is [pair], a "
+            "file or a shipped set is steerfast.contrast.load(name), a frame its rows: frame.to_dict('records')"
         )
-    made = [_pair(one, f"pair {number}") for number, one in enumerate(given, 1)]
+    made = [_pair(one, f"pair {number}") for number, one in enumerate(pairs, 1)]
     kept = tuple(pair for pair, of in made if of in (split, None))
     if not kept:
         raise ValueError(f"{what} needs at least one pair of split {split!r}")

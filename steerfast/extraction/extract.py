@@ -162,6 +162,8 @@ def with_stream_norms(
 ) -> SteeringVector:
     """The same vector with the model's median stream norm per layer, measured on ``texts``; what scale
     ``stream`` needs. texts: as ``extract_corpora`` takes them. ValueError for no texts."""
+    if not isinstance(vector, SteeringVector):
+        raise TypeError(f"with_stream_norms takes a SteeringVector, got {type(vector).__name__}")
     samples = _texts(tokenizer, texts, 1, max_tokens, "with_stream_norms")
     means = stream_means(model, samples, "last", batch_size=batch_size)
     return replace(vector, stream_norms=means[1].norms.medians())

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
 
 from steerfast.extraction.contrast import ContrastPair
-from steerfast.models.tokens import Prompt, as_prompt, read
+from steerfast.models.tokens import Prompt, are_many, as_prompt, read
 from steerfast.plans.fields import whole
 
 Position = Literal["last", "mean"] | int
@@ -87,11 +86,11 @@ def as_text_or_messages(entry: object, where: str) -> Prompt:
 
 
 def refuse_one_text(texts: object, what: str) -> None:
-    """TypeError for one text (or the name of a file) where many are wanted: a text is an iterable of its letters."""
-    if isinstance(texts, (str, bytes, PurePath, Mapping)) or not isinstance(texts, Iterable):
+    """TypeError for one text (or a file, or a table) where many are wanted."""
+    if not are_many(texts):
         raise TypeError(
-            f"{what} takes an iterable of texts, and {str(texts)[:60]!r} is not; one text is [text], a file is "
-            "steerfast.extraction.texts.read_texts(path)"
+            f"{what} takes an iterable of texts, and {type(texts).__name__} {str(texts)[:60]!r} is not; one text is [text], a "
+            "file is steerfast.extraction.texts.read_texts(path), a table one of its columns"
         )
 
 

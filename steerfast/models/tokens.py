@@ -6,7 +6,9 @@ beginning of an answer behind them, unless the last of them is the assistant's, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from io import IOBase
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 Messages = Sequence[Mapping[str, Any]]
@@ -42,6 +44,13 @@ def as_prompt(value: object, what: str) -> Prompt:
         return tuple(dict(message) for message in value)
     hint = "; one message is a list too: [message]" if isinstance(value, Mapping) else ""
     raise TypeError(f"{what} is text or a list of messages, got {_short(value)}{hint}")
+
+
+def are_many(given: object) -> bool:
+    """Whether it holds what is wanted one by one. Text iterates over its letters, a mapping over its keys, a table over the
+    names of its columns, an open file over lines with their ends: none of them is what was meant."""
+    alone = isinstance(given, (str, bytes, PurePath, Mapping, IOBase)) or hasattr(given, "columns")
+    return isinstance(given, Iterable) and not alone
 
 
 def token_ids(tokenizer: Any, prompt: Prompt, max_tokens: int | None = None) -> list[int]:

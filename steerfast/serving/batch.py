@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models import Handle, attach
-from steerfast.models.tokens import Messages, as_prompt, token_ids
+from steerfast.models.tokens import Messages, are_many, as_prompt, token_ids
 from steerfast.plans.fields import wholes
 from steerfast.plans.plan import Plan
 from steerfast.plans.selectors import AfterSequence, final_token
@@ -89,7 +89,7 @@ def generate_batch(
 
 def _requests(given: Iterable[Any]) -> list[Request]:
     """Whatever was asked as requests. TypeError for one where many are wanted, and for what is no request."""
-    if isinstance(given, (str, bytes, Mapping, Request)) or not isinstance(given, Iterable):
+    if isinstance(given, Request) or not are_many(given):
         raise TypeError(
             f"generate_batch takes an iterable of requests, got {type(given).__name__}; one request is [request]"
         )

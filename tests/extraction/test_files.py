@@ -9,7 +9,8 @@ from plain_streams import Streams, assert_vector, chat_tokenizer, said
 from tiny_llama import BYTES, tiny_llama
 
 from steerfast import contrast, extract_corpora, extract_pairs
-from steerfast.experiments.corpora import read_corpus
+from steerfast.experiments.corpora import read_corpus, split_corpus
+from steerfast.experiments.measure import cut
 from steerfast.extraction.contrast import ContrastPair
 from steerfast.extraction.texts import count_texts, read_texts
 
@@ -158,6 +159,13 @@ def test_conversations_in_files(tmp_path):
         assert list(read_texts(tmp_path / name)) == [tuple(one) for one in each]
     with pytest.raises(ValueError, match="holds chat messages; studies read plain text"):
         read_corpus(str(tmp_path / "x.jsonl"))
+
+
+def test_one_text_is_no_corpus_to_study():
+    with pytest.raises(TypeError, match="the corpus 'c' takes an iterable of texts"):
+        split_corpus("c", "a text of some letters", 2, 0)
+    with pytest.raises(TypeError, match="the corpus 'c' takes an iterable of texts"):
+        cut("c", chat_tokenizer(), "a text of some letters", 8, 8)
 
 
 def test_a_corpus_of_lines_makes_the_vector_of_its_lines(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import namedtuple
 
 import pytest
@@ -241,11 +242,22 @@ def test_a_pair_keeps_what_it_was_given():
     assert pair.prompt == (said("user", "Hi"),)
 
 
+class Table:
+    """As frames of pandas are: iterating gives the names of the columns."""
+
+    columns = ("positive", "negative")
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
 NO_PAIRS = {
     "a name": ("sentiment", "got str.*contrast.load"),
     "one pair": (PAIRS[0], r"got ContrastPair; one pair is \[pair\]"),
     "columns": ({"prompt": ["a"], "positive": ["b"], "negative": ["c"]}, "got dict"),
     "a number": (5, "got int"),
+    "a table": (Table(), r"got Table.*frame.to_dict\('records'\)"),
+    "a file": (io.StringIO("a,b"), "got StringIO"),
     "nothing": ([], "at least one pair"),
     "none of the split": (
         [{"positive": "a", "negative": "b", "split": "held_out"}],
@@ -330,7 +342,9 @@ NO_TEXTS = {
     "bytes": ([b"a"], "text 1 of .*got b'a'"),
     "rows of other columns": ([{"content": "a"}], "text 1 of .* is a row with content"),
     "rows of two columns": ([{"text": "a", "prompt": "b"}], "one of the keys"),
-    "a column": ({"text": ["a", "b"]}, "takes an iterable of texts"),
+    "a table": (Table(), "a table one of its columns"),
+    "a file": (io.StringIO("one\ntwo\n"), "a file is .*read_texts"),
+    "columns": ({"text": ["a", "b"]}, "takes an iterable of texts"),
 }
 
 
@@ -343,6 +357,13 @@ def test_what_is_no_text_is_refused_before_the_model_runs(watched, chat, name):
             extract_corpora(model, chat, *sides, name="v", batch_size=1)
     with pytest.raises((TypeError, ValueError), match=message):
         with_stream_norms(SteeringVector("v", torch.ones(3, 64)), model, chat, texts)
+    assert ran == []
+
+
+def test_stream_norms_are_of_a_vector(watched, chat):
+    model, ran = watched
+    with pytest.raises(TypeError, match="takes a SteeringVector, got Tensor"):
+        with_stream_norms(torch.ones(3, 64), model, chat, ["a"])
     assert ran == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 
 import pytest
@@ -169,6 +170,7 @@ def test_messages_are_prompts(tiny, bos_in_front):
         (Request("My day"), TypeError, "got Request"),
         ({"prompt": "a"}, TypeError, "got dict"),
         (5, TypeError, "got int"),
+        (io.StringIO("a\nb\n"), TypeError, "got StringIO"),
         ([said("user", "Hi")], TypeError, "request 0 is dict .*one request of messages is a list"),
         (["a", {"prompt": "b"}], TypeError, r"request 1 is dict .*Request\(prompt, plan"),
         (["a", ()], TypeError, "request 1 is a tuple of 0; wanted"),
@@ -185,7 +187,7 @@ def test_messages_are_prompts(tiny, bos_in_front):
         ),
         (["a", torch.tensor([[1, 2]])], ValueError, "a token id of request 1 is an integer"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_what_is_no_request_is_refused_before_anything_runs(tiny, requests, error, message):
     model, tokenizer, _ = tiny
