@@ -33,6 +33,7 @@ PUBLIC = {
     },
     "steerfast.extraction": {
         "ContrastPair": "prompt positive negative negative_prompt",
+        "read_texts": "path limit",
         "with_stream_norms": "vector model tokenizer texts max_tokens batch_size",
     },
     "steerfast.ops": {

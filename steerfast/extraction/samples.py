@@ -90,7 +90,7 @@ def refuse_one_text(texts: object, what: str) -> None:
     if not are_many(texts):
         raise TypeError(
             f"{what} takes an iterable of texts, and {type(texts).__name__} {str(texts)[:60]!r} is not; one text is [text], a "
-            "file is steerfast.extraction.texts.read_texts(path), a table one of its columns"
+            "file is steerfast.extraction.read_texts(path), a table one of its columns"
         )
 
 

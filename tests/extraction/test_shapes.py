@@ -180,6 +180,31 @@ def test_two_prompts_with_one_answer(model, streams, chat):
     assert wanted.abs().max() > 0.01
 
 
+@pytest.mark.model
+def test_answers_of_a_real_model_under_its_own_template(smollm2):
+    """SmolLM2's ChatML: the mean over the answers' tokens, by hooks, one text at a time."""
+    model, tokenizer, _ = smollm2
+    data = [("Who are you?", "I am a friend.", "Nobody."), ("Help me", "Gladly!", "No.")]
+    pairs = [
+        ([*asked(q, KIND), said("assistant", a)], [*asked(q, CRUEL), said("assistant", b)])
+        for q, a, b in data
+    ]
+    made = extract_pairs(model, tokenizer, pairs, name="kind", position="mean", layers=[4, 10, 28])
+    for layer in made.layers:
+        total = torch.zeros(model.config.hidden_size, dtype=torch.float64)
+        for question, *answers in data:
+            for sign, system, answer in zip((1, -1), (KIND, CRUEL), answers, strict=True):
+                how = {"add_generation_prompt": True, "return_dict": True}
+                before = tokenizer.apply_chat_template(asked(question, system), **how)["input_ids"]
+                own = tokenizer(answer, add_special_tokens=False)["input_ids"]
+                with torch.no_grad():
+                    states = model(
+                        torch.tensor([before + own]), output_hidden_states=True
+                    ).hidden_states
+                total += sign * states[layer + 1][0, len(before) :].double().mean(0) / len(data)
+        torch.testing.assert_close(made.at(layer).double(), total, rtol=1e-3, atol=1e-3)
+
+
 def test_answers_that_a_judge_has_kept(model, streams, chat):
     """As many as there are on each side: conversations as two corpora, the mean over the answers."""
     kind = [
