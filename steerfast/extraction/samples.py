@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from steerfast.extraction.contrast import ContrastPair
-from steerfast.models.tokens import Prompt, are_many, as_prompt, read
+from steerfast.models.tokens import Prompt, are_many, as_prompt, check_ids, read
 from steerfast.plans.fields import whole
 
 Position = Literal["last", "mean"] | int
@@ -122,14 +122,9 @@ def token_weights(sample: Sample, position: Position) -> list[tuple[int, float]]
     return [(index, 1.0)]
 
 
-def check(samples: Iterable[Sample], position: Position, vocabulary: int | None) -> None:
+def check(samples: Iterable[Sample], position: Position, model: Any) -> None:
     """ValueError where a text has no token at ``position``, or one that the model does not know."""
-    for sample in samples:
+    for number, sample in enumerate(samples, 1):
         if position != "mean":
             token_weights(sample, position)
-        least, most = min(sample.tokens), max(sample.tokens)
-        if vocabulary is not None and not 0 <= least <= most < vocabulary:
-            raise ValueError(
-                f"a text has token ids {least} to {most}, and this model knows 0 to {vocabulary - 1}; is the tokenizer "
-                "another model's?"
-            )
+        check_ids(sample.tokens, f"text {number}", model)

@@ -84,8 +84,7 @@ def stream_means(
     layers = list(decoder.layers)
     _check_kept(kept, len(layers))
     groups = list(groups)
-    vocabulary = getattr(decoder.embed_tokens, "num_embeddings", None)
-    check((sample for group in groups for sample in group), position, vocabulary)
+    check((sample for group in groups for sample in group), position, decoder)
     patched = attachment_of(decoder)
     steered = patched is not None and patched.in_use().active
     if steered:

@@ -11,6 +11,8 @@ from io import IOBase
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from steerfast.plans.fields import wholes
+
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Messages
 
@@ -46,6 +48,22 @@ def as_prompt(value: object, what: str) -> Prompt:
     raise TypeError(f"{what} is text or a list of messages, got {_short(value)}{hint}")
 
 
+def as_ids(given: object, what: str, model: Any) -> list[int]:
+    """Token ids as integers, all of them the model's. what: whose they are. TypeError or ValueError where they are not."""
+    ids = list(wholes(f"a token id of {what}", given))
+    check_ids(ids, what, model)
+    return ids
+
+
+def check_ids(ids: Sequence[int], what: str, model: Any) -> None:
+    """ValueError for a token that the model does not know, if its embeddings say how many it does."""
+    known = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if known is not None and ids and not 0 <= min(ids) <= max(ids) < known:
+        raise ValueError(
+            f"{what} has token ids {min(ids)} to {max(ids)}; this model knows 0 to {known - 1}"
+        )
+
+
 def are_many(given: object) -> bool:
     """Whether it holds what is wanted one by one. Text iterates over its letters, a mapping over its keys, a table over the
     names of its columns, an open file over lines with their ends: none of them is what was meant."""
@@ -71,6 +89,8 @@ def read(
     continuation: text, joined to the prompt as it is; or messages that go on with the prompt's. Raises ValueError for
     messages that the tokenizer's template refuses, or a tokenizer without one.
     """
+    if not callable(tokenizer):
+        raise TypeError(f"the tokenizer is a {type(tokenizer).__name__}, which reads no text")
     text, begins, templated = _written(tokenizer, prompt, continuation)
     how: dict[str, Any] = {"add_special_tokens": False} if templated else {}
     cut = {} if max_tokens is None else {"truncation": True, "max_length": max_tokens}
@@ -81,7 +101,7 @@ def read(
     doubled = 0 if templated else _doubled_bos(tokenizer, text, found["input_ids"])
     if doubled and cut:
         found = tokenizer(text, **how, **{**cut, "max_length": cut["max_length"] + 1})
-    ids = list(found["input_ids"])[doubled:]
+    ids = list(wholes("a token id", found["input_ids"]))[doubled:]
     bos = getattr(tokenizer, "bos_token", None)
     if bos and text.startswith(bos):
         begins = max(begins, len(bos))

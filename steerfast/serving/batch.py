@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models import Handle, attach
-from steerfast.models.tokens import Messages, are_many, as_prompt, token_ids
-from steerfast.plans.fields import wholes
+from steerfast.models.tokens import Messages, are_many, as_ids, as_prompt, token_ids
 from steerfast.plans.plan import Plan
 from steerfast.plans.selectors import AfterSequence, final_token
 from steerfast.serving.cache_size import Length, sized_config
@@ -70,9 +69,8 @@ def generate_batch(
         return []
     with ExitStack() as stack:
         handle = model if isinstance(model, Handle) else stack.enter_context(attach(model))
-        vocabulary = int(handle.model.get_input_embeddings().num_embeddings)
         prompts = [
-            _token_ids(one, number, tokenizer, vocabulary) for number, one in enumerate(asked)
+            _token_ids(one, number, tokenizer, handle.model) for number, one in enumerate(asked)
         ]
         for number, one in enumerate(asked):
             _check(one, number, handle, prompts[number])
@@ -200,7 +198,7 @@ def _most_new(request: Request) -> int:
     return MAX_NEW_TOKENS if given is None else given
 
 
-def _token_ids(request: Request, number: int, tokenizer: Any, vocabulary: int) -> list[int]:
+def _token_ids(request: Request, number: int, tokenizer: Any, model: Any) -> list[int]:
     prompt: Any = request.prompt
     written = isinstance(prompt, str) or (
         isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt)
@@ -214,15 +212,11 @@ def _token_ids(request: Request, number: int, tokenizer: Any, vocabulary: int) -
         except (TypeError, ValueError) as error:
             raise ValueError(f"request {number}: {error}") from error
     try:
-        ids = list(wholes(f"a token id of request {number}", prompt))
+        ids = as_ids(prompt, f"request {number}", model)
     except TypeError as error:
         raise ValueError(str(error)) from error
     if not ids:
         raise ValueError(f"request {number} has an empty prompt")
-    if min(ids) < 0 or max(ids) >= vocabulary:
-        raise ValueError(
-            f"request {number} has token ids {min(ids)} to {max(ids)}; this model knows 0 to {vocabulary - 1}"
-        )
     return ids
 
 

@@ -82,6 +82,16 @@ def test_pairs_of_any_shape_are_measured_and_two_prompts_are_refused(tiny):
     with attach(model) as handle:
         with pytest.raises(ValueError, match="pair 1 has two prompts"):
             dose_response(handle, tokenizer, vector(), [two], layers=[1])
+        for given, message in (
+            ({"layers": [9]}, "has no layer 9"),
+            ({"layers": [-1]}, "layers count from 0"),
+            ({"layers": [1], "coefficients": (0.1, float("nan"))}, "must be finite"),
+            ({"layers": [1], "scale": "stram"}, "unknown scale"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                dose_response(handle, tokenizer, vector(), PAIRS, **given)
+        with pytest.raises(ValueError, match="continuation of pair 2 has no tokens"):
+            dose_response(handle, tokenizer, vector(), [plain[0], ("a", "b", "")], layers=[1])
         with pytest.raises(ValueError, match="dose_response needs at least one pair"):
             dose_response(handle, tokenizer, vector(), [], layers=[1])
     with pytest.raises(ValueError, match="pair 1 has two prompts"):

@@ -395,9 +395,7 @@ def test_stream_norms_are_of_a_vector(watched, chat):
 def test_tokens_of_another_model_are_refused_before_it_runs(chat):
     small = tiny_llama(vocabulary=100, layers=1)
     ran = forwards(small)
-    with pytest.raises(
-        ValueError, match=r"this model knows 0 to 99; is the tokenizer another model's"
-    ):
+    with pytest.raises(ValueError, match=r"text \d has token ids .* this model knows 0 to 99"):
         extract_pairs(small, chat, [("a", "b"), ("a", "\xff")], name="v", batch_size=1)
     with pytest.raises(ValueError, match="token ids -1 to 5"):
         extract_mean(small, [[1, 2], [-1, 5]], name="v", batch_size=1)
@@ -405,6 +403,8 @@ def test_tokens_of_another_model_are_refused_before_it_runs(chat):
         extract_mean(small, [[1, 2], [1.5]], name="v", batch_size=1)
     with pytest.raises(ValueError, match="each of at least one token"):
         extract_mean(small, [[1, 2], []], name="v")
+    with pytest.raises(TypeError, match="pair 1: the tokenizer is a NoneType, which reads no text"):
+        extract_pairs(small, None, [("a", "b")], name="v")
     with pytest.raises(ValueError, match="max_tokens is 0"):
         extract_corpora(small, chat, ["a"], ["b"], name="v", max_tokens=0)
     with pytest.raises(ValueError, match=r"text 1 .*begins behind its first 5 tokens"):
