@@ -26,7 +26,7 @@ from steerfast.extraction.samples import (
     token_weights,
 )
 from steerfast.extraction.stream_norms import NormHistogram
-from steerfast.models import attachment_of, find_decoder
+from steerfast.models import attachment_of, find_decoder, input_device
 from steerfast.models.evaluating import evaluating
 from steerfast.plans.fields import whole
 
@@ -184,7 +184,7 @@ class _Batch:
         allowed = allowed[:, None].to(device)
         if decoder.config._attn_implementation == "sdpa":
             return allowed
-        dtype = decoder.embed_tokens.weight.dtype
+        dtype = decoder.dtype
         lowest = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=device)
         return torch.where(allowed, torch.zeros_like(lowest), lowest)
 
@@ -238,7 +238,7 @@ def _read(
 
         return hook
 
-    device = decoder.embed_tokens.weight.device
+    device = input_device(decoder) or torch.device("cpu")
     hooks = [layer.register_forward_hook(keep(index)) for index, layer in enumerate(layers)]
     try:
         decoder(
