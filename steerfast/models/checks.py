@@ -75,7 +75,7 @@ def _check_layer(layer: nn.Module, path: str) -> None:
     if "forward" in layer.__dict__ and not hasattr(layer, "_hf_hook"):
         raise SteerfastError(
             f"{path}.forward was replaced by another library ({layer.__dict__['forward']!r}); undo "
-            "that first"
+            "that first, or let it wrap the model after attach"
         )
     for name in ("input_layernorm", "post_attention_layernorm"):
         _check_norm(getattr(layer, name, None), f"{path}.{name}")

@@ -69,7 +69,7 @@ class Rebindings:
                 name = getattr(current, "__qualname__", type(current).__qualname__)
                 raise SteerfastError(
                     f"{item.path}.{item.name} was replaced after attach, by {name}; undo that patch "
-                    "first, then detach"
+                    "first, then detach; or leave the model attached, which does nothing while no plan is in use"
                 )
         for item, place in found:
             assert place is not None

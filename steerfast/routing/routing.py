@@ -23,7 +23,8 @@ from steerfast.routing.route import SEATS, Route, RowBuffers, Rows
 from steerfast.routing.router import make_router
 from steerfast.routing.sequences import Sequences, packed_sequences
 from steerfast.routing.verdicts import Verdicts, reads_prompts
-from steerfast.table.table import Entry, Table
+from steerfast.table.entry import Entry
+from steerfast.table.table import Table
 
 
 class Routing:
