@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from steerfast.ops.arguments import refuse_shared_memory
 from steerfast.ops.contribution import contribution
 from steerfast.ops.forms import NormOrder, Parts, flat
 from steerfast.ops.interface import Ops
@@ -115,6 +116,7 @@ def residual_step(parts: Parts) -> tuple[Tensor, Tensor | None]:
 
 def write(parts: Parts) -> None:
     """In place: residual <- stream, x <- normed."""
+    refuse_shared_memory(parts)
     stream, normed = residual_step(parts)
     parts.residual.copy_(stream)
     if parts.x is not None and normed is not None:
@@ -135,7 +137,12 @@ def _active(steering: Steering, stream: Tensor) -> Tensor:
     return active_rows(steering).reshape(*stream.shape[:-1], 1)
 
 
-FLAT = flat(residual_step, write, lambda parts: write_halves(parts, residual_step(parts)[0]))
+def _halves(parts: Parts) -> None:
+    refuse_shared_memory(parts)
+    write_halves(parts, residual_step(parts)[0])
+
+
+FLAT = flat(residual_step, write, _halves)
 _ops = Ops(FLAT)
 add_rms_norm, add_rms_norm_ = _ops.add_rms_norm, _ops.add_rms_norm_
 steer, steer_, steer_halves_ = _ops.steer, _ops.steer_, _ops.steer_halves_
