@@ -1,5 +1,5 @@
 // Lengths of rows whose squares float32 may not hold: plain C++, the same for the CUDA and the CPU
-// kernels, and kernels/lengths.py in Triton. Static, since some sources are compiled once per
+// kernels; kernels/lengths.py is the same in Triton. Static, since some sources are compiled once per
 // instruction set.
 #pragma once
 
@@ -38,10 +38,10 @@ struct FinishFactor {
   bool twice;
 };
 
-// |h|/|y|, at most 1 for shrink, 1 where |y| = 0.
+// |h|/|y|, at most 1 for shrink, 1 where |y| is 0 or not finite.
 STEERFAST_HOST_DEVICE static inline FinishFactor finish_factor(Finish finish, Length before,
                                                                Length after) {
-  if (!(after.root > 0.f)) return {1.f, false};
+  if (!(after.root > 0.f && after.root <= kMostSquares)) return {1.f, false};
   float factor = before.root / after.root;
   const bool twice = before.lift != 1.f || after.lift != 1.f;
   if (twice) factor = sqrtf(factor) * (sqrtf(after.lift) / sqrtf(before.lift));

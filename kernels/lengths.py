@@ -28,10 +28,11 @@ def length_of(wide):
 
 @triton.jit
 def finished(y, before, before_lift, finish):
-    """y times |h|/|y|, at most 1 for shrink, 1 where |y| = 0. before, before_lift: ``length_of`` h."""
+    """y times |h|/|y|, at most 1 for shrink, 1 where |y| is 0 or not finite. before, before_lift: ``length_of`` h."""
     after, after_lift = length_of(y)
-    factor = tl.where(after > 0.0, tl.div_rn(before, after), 1.0)
-    far = ((before_lift != 1.0) | (after_lift != 1.0)) & (after > 0.0)
+    there = (after > 0.0) & (after <= MOST)
+    factor = tl.where(there, tl.div_rn(before, after), 1.0)
+    far = ((before_lift != 1.0) | (after_lift != 1.0)) & there
     if far:  # |h|/|y| may leave float32 too, so y is multiplied twice by its root
         lifts = tl.div_rn(tl.sqrt_rn(after_lift), tl.sqrt_rn(before_lift))
         factor = tl.sqrt_rn(factor) * lifts

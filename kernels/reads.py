@@ -75,6 +75,8 @@ def contribution(
         dots = tl.where(places == i, tl.sum(wide * row), dots)
         row = ahead
 
+    # What a read does not have is 0, not 0 times an infinity of the row.
+    dots = tl.where(_integers(program_ptr, SOURCE, places, there) >= 0, dots, 0.0)
     op = _integers(program_ptr, OP, places, there)
     gate = _gates(program_ptr, places, there, dots, norm)
     f = gate * _coefficients(op, program_ptr, places, there, dots, norm)
@@ -97,7 +99,6 @@ def contribution(
         share = share.to(tl.float32)
         of_h = tl.sum(tl.where((op == SLERP) & (share != 0.0), gate * share, 0.0))
 
-    # What a read does not have it does not add, not even 0 times an infinity of the row.
     f = tl.where(_integers(program_ptr, TARGET, places, there) >= 0, f, 0.0)
     # Not before: the slerp wants the registers.
     added = bank_row(bank_ptr, bank_stride, delta_row, columns, D, ALIGNMENT)

@@ -55,8 +55,8 @@ def steer_rows(h: Tensor, steering: Steering, compute: torch.dtype | None = None
 
     h: [..., D]; its rows, flattened, are the N rows of ``steering``. Returns ``compute`` dtype, by
     default float32, or float64 for a float64 stream.
-    ``preserve`` multiplies by |h|/|y|, ``shrink`` by min(1, |h|/|y|); both by 1 where |y| = 0. Lengths and their
-    quotient are float64, which squares any float32. Gradients are those of the formula, with the subgradient 0 of a
+    ``preserve`` multiplies by |h|/|y|, ``shrink`` by min(1, |h|/|y|); both by 1 where |y| is 0 or not finite. Lengths, their
+    quotient and product are float64, which squares any float32. Gradients are those of the formula, with the subgradient 0 of a
     length that is 0: a row h = 0 has none through |h|, and y = 0 none through the factor.
     """
     compute = compute or torch.promote_types(h.dtype, torch.float32)
@@ -86,7 +86,8 @@ def _finished(rows: Tensor, y: Tensor, finish: Tensor) -> Tensor:
     wanted = (finish > 0)[:, None]
     before = _length(torch.where(wanted, rows, 1.0))
     after = _length(torch.where(wanted, y, 1.0))
-    factor = torch.where(after > 0, before / torch.where(after > 0, after, 1.0), 1.0)
+    there = (after > 0) & after.isfinite()
+    factor = torch.where(there, before / torch.where(there, after, 1.0), 1.0)
     factor = torch.where((finish == FINISH_CODES["shrink"])[:, None], factor.clamp(max=1.0), factor)
     return torch.where(wanted, (y.double() * factor).to(y.dtype), y)
 
