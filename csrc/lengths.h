@@ -1,6 +1,6 @@
 // Lengths of rows whose squares float32 may not hold: plain C++, the same for the CUDA and the CPU
-// kernels; kernels/lengths.py is the same in Triton. Static, since some sources are compiled once per
-// instruction set.
+// kernels; kernels/lengths.py is the same in Triton. Static, since some sources are compiled once
+// per instruction set.
 #pragma once
 
 #include <cmath>

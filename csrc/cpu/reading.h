@@ -146,9 +146,8 @@ STEERFAST_FLATTEN inline Length length_of(const T* stream, int64_t width, float 
   if (lift == 1.f) return {std::sqrt(squares), lift};
   SumOfSquares<T, 1> lifted;
   sweep<1>(width, [&](auto at, int which) {
-    for_cells<at.kCells>([&](auto cell) {
-      lifted.add(at, which, cell, at.read(stream, cell) * Lanes::fill(lift));
-    });
+    for_cells<at.kCells>(
+        [&](auto cell) { lifted.add(at, which, cell, at.read(stream, cell) * Lanes::fill(lift)); });
   });
   return {std::sqrt(lifted.total(0)), lift};
 }
@@ -162,9 +161,8 @@ template <typename T, int kRows>
   SumOfSquares<T, kRows> after, sums;
   sweep<kRows>(width, [&](auto at, int which) {
     const auto y = steered.at(at);
-    for_cells<at.kCells>([&](auto cell) {
-      after.add(at, which, cell, y[cell] * Lanes::fill(lifts[at.row(cell)]));
-    });
+    for_cells<at.kCells>(
+        [&](auto cell) { after.add(at, which, cell, y[cell] * Lanes::fill(lifts[at.row(cell)])); });
   });
   Lanes once[kRows], again[kRows];
   Output<T, kRows> out;

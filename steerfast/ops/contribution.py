@@ -85,9 +85,7 @@ def _bank_rows(bank: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _dot(exact: Tensor, bank: Tensor, source: Tensor) -> Tensor:
-    return torch.where(
-        source >= 0, (exact * _bank_rows(bank, source, torch.float64)).sum(-1), 0.0
-    )
+    return torch.where(source >= 0, (exact * _bank_rows(bank, source, torch.float64)).sum(-1), 0.0)
 
 
 def _pick(dots: Tensor, place: Tensor) -> Tensor:

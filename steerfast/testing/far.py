@@ -83,7 +83,9 @@ def turns_reach_far(backend: Any, dtype: torch.dtype, width: int, device: str = 
         b1, b2 = trial.source.plane()
         h = (length * (0.6 * b1 + 0.8 * b2))[None].to(dtype)
         case = trial.case(recipes.rotate_to(trial.table.row(b1), trial.table.row(b2), 1.0), h=h)
-        assert_near(trial.steered(backend, case), case.stream, case.tolerance, f"turned at {length:.0e}")
+        assert_near(
+            trial.steered(backend, case), case.stream, case.tolerance, f"turned at {length:.0e}"
+        )
 
 
 def not_finite_is_the_same(
@@ -136,7 +138,10 @@ def norms_are_the_models(backend: Any, dtype: torch.dtype, width: int, device: s
     row = Trial(dtype, width, "cpu").source.direction()
     x = torch.stack([1e25 * row, 1e-30 * row]).to(dtype)
     _, normed = backend.add_rms_norm(
-        torch.zeros_like(x).to(device), x.to(device), torch.ones(width, dtype=dtype, device=device), 1e-6
+        torch.zeros_like(x).to(device),
+        x.to(device),
+        torch.ones(width, dtype=dtype, device=device),
+        1e-6,
     )
     wanted = torch.stack([torch.zeros(width), 1e3 * x[1].float()]).double()
     bound = ulp(wanted, dtype) + RELATIVE * wanted.abs()
