@@ -94,7 +94,8 @@ def _finished(rows: Tensor, y: Tensor, finish: Tensor) -> Tensor:
 
 def _length(rows: Tensor) -> Tensor:
     """[N, 1] float64."""
-    return torch.linalg.vector_norm(rows.double(), dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(rows.double(), dim=-1, keepdim=True)
+    return length
 
 
 def steered(stream: Tensor, steering: Steering) -> Tensor:

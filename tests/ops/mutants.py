@@ -79,10 +79,14 @@ REFERENCE = {
     "sign of zero": Mutant("ops/contribution.py", "(p ", "> 0).double() -", ">= 0).double() -"),
     "floor is ceiling": Mutant("ops/contribution.py", "line.clamp(", "min", "max"),
     "relative to the dot": Mutant("ops/contribution.py", "read.slope * ", "norm)", "p)"),
-    "turn without partner": Mutant("ops/contribution.py", "is_turn, ", "partner", "0.0"),
+    "turn without partner": Mutant(
+        "ops/contribution.py", "torch.where(in_plane, ", "partner", "0.0"
+    ),
     "slerp keeps h": Mutant("ops/contribution.py", "share", " - 1.0, 0.0", ", 0.0"),
     "slerp against its axis": Mutant("ops/contribution.py", "(sine >= ", "SMALLEST_SINE", "0"),
-    "slerp's share without gate": Mutant("ops/contribution.py", "(", "gate * of_h", "of_h"),
+    "slerp's share without gate": Mutant(
+        "ops/contribution.py", "of_h != 0, ", "gate * of_h", "of_h"
+    ),
     "source is target": Mutant(
         "ops/contribution.py", "_dot(exact, bank, read.", "source", "target"
     ),
@@ -147,7 +151,7 @@ COEFFICIENTS = {
         "coefficients.h", "if (", "!(sine >= kSmallestSine)", "sine != sine"
     ),
     "share without gate": Mutant(
-        "coefficients.h", "gate * ungated.f, ", "gate * ungated.share", "ungated.share"
+        "coefficients.h", "0.f : ", "gate * ungated.share", "ungated.share"
     ),
 }
 
@@ -249,7 +253,7 @@ TRITON = {
     "sign of zero": Mutant("reads.py", "sign = (p ", "> 0.0", ">= 0.0"),
     "feature's sign": Mutant("reads.py", "op == FEATURE, level ", "-", "+"),
     "slerp against its axis": Mutant("reads.py", "there = sine >= ", "SMALLEST_SINE", "0.0"),
-    "share without gate": Mutant("reads.py", "op == SLERP, ", "gate * share", "share"),
+    "share without gate": Mutant("reads.py", "(share != 0.0), ", "gate * share", "share"),
     "tail not masked": Mutant("reads.py", "mask=", "(columns < D) & (row >= 0)", "row >= 0"),
     "no gain": Mutant("steer_add_rms_norm.py", "y = wide + ", "gain * added", "added"),
     "gain 0 is active": Mutant("steer_add_rms_norm.py", "", " & (gain != 0.0)", ""),
