@@ -39,7 +39,7 @@ class SteeredGenerate(StandIn):
         _check_healing(in_use, kwargs, self.original)
         if mask is None:
             flat = _inferred(ids, kwargs, self.original)
-        with shared.generating(Generation(ids, flat, width, shared.in_force())):
+        with shared.generating(Generation(ids, flat, width)):
             return self.original(*args, **kwargs)
 
 
