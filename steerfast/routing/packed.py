@@ -16,11 +16,14 @@ import torch
 
 from steerfast.errors import SteerfastError
 from steerfast.plans.plan import Plan
+from steerfast.plans.selectors import final_token
 from steerfast.routing.itinerary import Itinerary, itinerary
 from steerfast.routing.route import SEATS
 from steerfast.routing.router import NO_SEAT, make_router
 from steerfast.routing.routing import Routing
 from steerfast.routing.verdicts import Verdicts
+from steerfast.table.lowering import Lowered, lower
+from steerfast.table.phases import Origin
 from steerfast.table.table import Entry
 
 ENGINE = "__warmup_"  # how the names of an engine's own requests begin; they are not steered
@@ -35,6 +38,14 @@ class Packed:
     prompt: tuple[int, ...]
     read: int = 0
     forked_from: str | None = None
+
+
+def _part(plan: Plan, prompt: tuple[int, ...]) -> Lowered:
+    """As much of a plan as a request with this prompt needs. ValueError where a sequence is not in it."""
+    lowered = lower(plan)
+    places: dict[Origin, int] = {"start": 0, "prompt_end": len(prompt)}
+    places |= {sequence: final_token(prompt, sequence) for sequence in lowered.sequences}
+    return lowered.along(places)
 
 
 class PackedRequests:
@@ -70,7 +81,7 @@ class PackedRequests:
             if name in self._live:
                 raise ValueError(f"there is a live request {name!r} already; give another name")
             tokens = tuple(int(token) for token in prompt)
-            entry = None if plan is None else self.routing.table.acquire(plan)
+            entry = None if plan is None else self.routing.table.acquire(plan, _part(plan, tokens))
             try:
                 itinerary(entry, len(tokens), tokens)
             except Exception:

@@ -18,7 +18,7 @@ from torch import Tensor
 from steerfast.plans.schedule import MAX_POINTS
 from steerfast.routing.itinerary import NEVER, Itinerary
 from steerfast.routing.router import BASE, GAIN, LINES, NO_SEAT, POSITION, SEAT, SLOT
-from steerfast.table.lowering import MAX_SEGMENTS
+from steerfast.table.phases import MAX_SEGMENTS
 from steerfast.table.table import UNSTEERED
 
 SEATS = 256  # requests that the tensors have room for at first

@@ -3,9 +3,10 @@
 The front end has done all that can fail; what arrives is plain data: the plan by value, what it costs, and
 which phase holds from which position of *this* request on.
 
-    digest      of the plan: equal plans share slots
+    digest      of the plan
+    share       the digest, and what part of the plan the request needs: those who need the same share its slots
     plan        its JSON, with only the directions that it uses
-    cost        [slots, bank rows, programs], an upper bound that sharing only lowers
+    cost        [slots, bank rows, programs] of that part, an upper bound that sharing only lowers
     course      [[first position, phase], ...], -1: not steered
     prompt      P, the prompt's length
     moves       whether a row's steering depends on more than its phase: 0 no · 1 on t - P (a schedule) · 2 on P
@@ -15,9 +16,10 @@ which phase holds from which position of *this* request on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from steerfast.io.plans import plan_to_json
 from steerfast.plans.plan import Plan
@@ -25,60 +27,102 @@ from steerfast.plans.selectors import final_token
 from steerfast.plans.term import Term
 from steerfast.plans.vector import SteeringVector
 from steerfast.routing.itinerary import NEVER
-from steerfast.table.lowering import Lowered, Origin, lower
+from steerfast.table.lowering import Lowered, lower
 from steerfast.table.packing import Cost, pack
+from steerfast.table.phases import Origin
 
 FIELD = "steerfast"  # of a request's extra arguments
 WIRE = "steerfast.wire"  # what the front end puts in its place
 STILL, WITH_PROMPT_END, WITH_PROMPT = range(3)
+_PARTS = 64  # of one plan whose costs are known
 
 
-class Prepared(NamedTuple):
-    """A plan, checked and lowered once, for any number of requests."""
-
-    plan: Plan
-    lowered: Lowered
-    cost: Cost
-    text: str
+Check = Callable[
+    [Lowered], Cost
+]  # what a part of a plan takes; ValueError for one that is not let in
 
 
-def prepare(plan: Plan, room: Cost | None = None) -> Prepared | None:
+class Prepared:
+    """A plan, checked once, for any number of requests. cost: of all of it; None where it depends on the prompt.
+
+    What is lowered on the way is not kept: a plan's numbers take many times the memory of its text.
+    """
+
+    def __init__(self, plan: Plan, lowered: Lowered, check: Check) -> None:
+        self.plan, self.lowered, self._check = plan, lowered, check
+        self._costs: OrderedDict[str, Cost | ValueError] = OrderedDict()
+        self.cost = None if lowered.by_course else self.cost_of(lowered)
+        self.text = plan_to_json(_slim(plan))
+
+    def cost_of(self, part: Lowered) -> Cost:
+        """What a part of the plan takes, or the ValueError that it is refused with; looked at once."""
+        key = part.key(self.plan)
+        found = self._costs.get(key)
+        if found is None:
+            try:
+                found = self._check(part)
+            except ValueError as error:
+                found = ValueError(str(error))
+            finally:
+                part.forget()
+            self._costs[key] = found
+            while len(self._costs) > _PARTS:
+                self._costs.popitem(last=False)
+        if isinstance(found, ValueError):
+            raise ValueError(str(found))
+        return found
+
+    @property
+    def size(self) -> int:
+        """Bytes that keeping it takes, about."""
+        return 2 * len(self.text) + 200 * len(self.lowered.phase_of)
+
+
+def prepare(plan: Plan, check: Check | None = None) -> Prepared | None:
     """A plan ready for requests; None where nothing of it ever acts.
 
-    room: what the engine has in all. ValueError for a plan that cannot be lowered, or needs more.
+    check: what an engine has room for and lets in. ValueError for a plan that cannot be lowered, or fails it; of a plan
+    of many phases that is known with a request's prompt (``to_wire``).
     """
-    lowered = lower(plan, None if room is None else room.slots)
-    packed = pack(plan, lowered.phases, room)
-    if not any(phase.sites for phase in lowered.phases):
+    lowered = lower(plan)
+    if not any(phase.sites for phase in lowered.every):
         return None
-    cost = Cost(packed.slots, len(set(packed.directions)), len(set(packed.programs)))
-    return Prepared(plan, lowered, cost, plan_to_json(_slim(plan)))
+    return Prepared(plan, lowered, check or (lambda part: cost(plan, part)))
+
+
+def cost(plan: Plan, part: Lowered, room: Cost | None = None) -> Cost:
+    """What a part of a plan takes of a table; PlanTooLargeError where that is more than there is."""
+    packed = pack(plan, part.phases, room)
+    return Cost(packed.slots, len(packed.directions), len(packed.programs))
 
 
 def to_wire(prepared: Prepared, length: int, prompt: Sequence[int] | None) -> dict[str, Any]:
     """The wire form for a request with a prompt of ``length`` tokens.
 
-    ValueError where the plan acts after a sequence that the prompt does not contain, or whose tokens are not known.
+    ValueError where the plan acts after a sequence that the prompt does not contain, or whose tokens are not known, or
+    what this prompt needs of it is not let in.
     """
+    plan, lowered = prepared.plan, prepared.lowered
     places: dict[Origin, int] = {"start": 0, "prompt_end": length}
-    for sequence in prepared.lowered.sequences:
+    for sequence in lowered.sequences:
         if prompt is None:
             raise ValueError(
                 "the plan acts after a token sequence, but this prompt comes as embeddings, without tokens"
             )
         places[sequence] = final_token(prompt, sequence)
-    acts = [bool(phase.sites) for phase in prepared.lowered.phases]
+    part = lowered.along(places)
+    acts = [bool(phase.sites) for phase in lowered.every]
     course = [
         [at, phase if phase >= 0 and acts[phase] else -1]
-        for at, phase in prepared.lowered.course(places)
+        for at, phase in lowered.course(places)
         if at < NEVER
     ]
-    plan = prepared.plan
     moves = WITH_PROMPT_END if plan.schedule else STILL
     return {
         "digest": plan.digest,
+        "share": part.key(plan),
         "plan": prepared.text,
-        "cost": list(prepared.cost),
+        "cost": list(prepared.cost_of(part)),
         "course": course,
         "prompt": length,
         "moves": WITH_PROMPT if plan.condition else moves,

@@ -9,6 +9,7 @@ keep their addresses, so compiled code and captured graphs see a change.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,17 +20,20 @@ from steerfast.ops.records import MAX_READS, READ_WIDTH, RECORD_WIDTH, Op, Read
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_count
 from steerfast.table.lowering import Lowered, Phase, lower
-from steerfast.table.packing import Direction, Packed, PackedSite, pack
+from steerfast.table.packing import Cost, Direction, Packed, PackedSite, pack
+from steerfast.table.phases import Origin
 from steerfast.table.pool import Pool
+from steerfast.table.room import check_room, room, within
 
 UNSTEERED = -1
 
 
 @dataclass
 class Entry:
-    """One plan in the table: the slot of each phase (-1 where nothing is active), the bank row of each
-    test's key, what it shares of bank and programs, and who holds it."""
+    """One plan in the table, or a part of one: the slot of each phase (-1 where nothing is active), the bank row of
+    each test's key, what it shares of bank and programs, and who holds it."""
 
+    key: str
     plan: Plan
     lowered: Lowered
     slots: tuple[int, ...]
@@ -44,13 +48,19 @@ class Entry:
     def phases(self) -> tuple[Phase, ...]:
         return self.lowered.phases
 
+    def course(self, places: Mapping[Origin, int]) -> list[tuple[int, int]]:
+        """[(first position, slot)], ascending, for a request with its origins at these positions."""
+        slot_of = {phase.number: slot for phase, slot in zip(self.phases, self.slots, strict=True)}
+        slot_of[-1] = UNSTEERED
+        return [(position, slot_of[phase]) for position, phase in self.lowered.course(places)]
+
 
 class Table:
     """Room for ``slots`` phases of plans over ``bank_rows`` directions and ``programs``, on one device.
 
     records: [sites, slots, 4] int32, reads: [programs, 16, 12] int32 and bank: [bank_rows, D] float32,
     see ``reference.Steering``. With ``programs=0`` only constant terms fit, and kernels that know no
-    others run.
+    others run. room: these three numbers.
     """
 
     def __init__(
@@ -63,25 +73,23 @@ class Table:
         programs: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if slots < 1:
-            raise ValueError(f"a table needs at least one slot, got {slots}")
+        self.room = room(num_layers, slots, bank_rows, programs)
         self.num_layers, self.hidden_size = num_layers, hidden_size
-        rows = slots * (num_layers + 1) if bank_rows is None else bank_rows
-        programs = slots * (num_layers + 1) if programs is None else programs
+        slots, rows, reading = self.room
         with torch.inference_mode(False):  # else the tensors could never be written outside of it
             shape = (site_count(num_layers), slots, RECORD_WIDTH)
             self.records = torch.zeros(shape, dtype=torch.int32, device=device)
             self.records[..., 0] = UNSTEERED
             self.reads = torch.zeros(
-                (programs, MAX_READS, READ_WIDTH), dtype=torch.int32, device=device
+                (reading, MAX_READS, READ_WIDTH), dtype=torch.int32, device=device
             )
             self.bank = torch.zeros((rows, hidden_size), dtype=torch.float32, device=device)
             self.site_records = self.records.unbind(0)
         self.version = 0
-        # By digest, least recently used first.
+        # By key, least recently used first.
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._free_slots = list(range(slots - 1, -1, -1))
-        self._rows, self._programs = Pool(rows), Pool(programs)
+        self._rows, self._programs = Pool(rows), Pool(reading)
 
     @property
     def device(self) -> torch.device:
@@ -118,21 +126,38 @@ class Table:
                 f"plan names layer {beyond[0]}, but this model has layers 0..{self.num_layers - 1}"
             )
 
-    def acquire(self, plan: Plan) -> Entry:
+    def acquire(self, plan: Plan, part: Lowered | None = None) -> Entry:
         """All slots of a plan, or an error and nothing changed. Release it when done.
 
-        Raises ValueError for a plan that does not fit, TableFullError when plans in use fill the table.
+        part: what is needed of it, if that is known: those who need the same part share it (``Lowered.along``).
+        Raises ValueError for a plan that does not fit the model, TableFullError for one for which there is no room
+        beside the plans in use.
         """
-        entry = self._entries.get(plan.digest)
+        key = plan.digest if part is None else part.key(plan)
+        entry = self._entries.get(key)
         if entry is None:
-            self.check(plan)
-            lowered = lower(plan)
-            packed = pack(plan, lowered.phases)
+            lowered, packed = self._packed(plan, part)
             self._make_room(packed)
-            entry = self._insert(plan, lowered, packed)
-        self._entries.move_to_end(plan.digest)
+            entry = self._insert(key, plan, lowered, packed)
+        self._entries.move_to_end(key)
         entry.holders += 1
         return entry
+
+    def check_room(self, plan: Plan, part: Lowered | None = None) -> None:
+        """TableFullError for a plan that this table has no room for, whoever else is there; ValueError for one that does
+        not fit the model."""
+        key = plan.digest if part is None else part.key(plan)
+        if key not in self._entries:
+            self._check_room([], self._packed(plan, part)[1])
+
+    def _packed(self, plan: Plan, part: Lowered | None) -> tuple[Lowered, Packed]:
+        """What is to be written. Nothing is computed of a plan that needs more than there is in all."""
+        self.check(plan)
+        with within(self.room):
+            lowered = lower(plan, self.room.slots) if part is None else part
+            packed = pack(plan, lowered.phases, self.room)
+        lowered.forget()
+        return lowered, packed
 
     def release(self, entry: Entry) -> None:
         """Give a plan back; its slots are reused only when their room is needed."""
@@ -154,12 +179,11 @@ class Table:
         except TableFullError:
             if entry.holders > 1:
                 raise
-            lowered = lower(plan)
-            packed = pack(plan, lowered.phases)
+            lowered, packed = self._packed(plan, None)
             self._check_room([one for one in self._held() if one is not entry], packed)
             self.release(entry)
             self._make_room(packed)
-            new = self._insert(plan, lowered, packed)
+            new = self._insert(plan.digest, plan, lowered, packed)
             new.holders += 1
             return new
         self.release(entry)
@@ -168,9 +192,9 @@ class Table:
     def _held(self) -> list[Entry]:
         return [entry for entry in self._entries.values() if entry.holders > 0]
 
-    def _insert(self, plan: Plan, lowered: Lowered, packed: Packed) -> Entry:
+    def _insert(self, key: str, plan: Plan, lowered: Lowered, packed: Packed) -> Entry:
         slots = tuple(self._free_slots.pop() if sites else UNSTEERED for sites in packed.phases)
-        entry = Entry(plan, lowered, slots)
+        entry = Entry(key, plan, lowered, slots)
         new_rows: dict[int, Tensor] = {}
         new_programs: dict[int, list[list[int]]] = {}
 
@@ -207,7 +231,7 @@ class Table:
                 {at: torch.tensor(words, dtype=torch.int32) for at, words in new_programs.items()},
             )
         self.version += 1
-        self._entries[plan.digest] = entry
+        self._entries[key] = entry
         return entry
 
     def _make_room(self, packed: Packed) -> None:
@@ -224,36 +248,20 @@ class Table:
 
     def _check_room(self, held: list[Entry], packed: Packed) -> None:
         """TableFullError if the plan would not fit even beside the plans in use alone."""
-        used_rows = {row for entry in held for row in entry.rows}
-        used_programs = {program for entry in held for program in entry.programs}
-        wanted = {
-            "slots": (packed.slots, self.records.shape[1], _slots(held)),
-            "bank_rows": (
-                self._rows.missing(packed.directions, used_rows),
-                self._rows.capacity,
-                len(used_rows),
-            ),
-            "programs": (
-                self._programs.missing(packed.programs, used_programs),
-                self._programs.capacity,
-                len(used_programs),
-            ),
-        }
-        if any(need > capacity - used for need, capacity, used in wanted.values()):
-            needed = ", ".join(f"{need} {what}" for what, (need, _, _) in wanted.items())
-            room = ", ".join(
-                f"{what}={capacity} ({capacity - used} free)"
-                for what, (_, capacity, used) in wanted.items()
-            )
-            raise TableFullError(
-                f"the table is full: the plan needs {needed} beside {len(held)} plans in use, but it was "
-                f"made with {room}; attach with more"
-            )
+        rows = {row for entry in held for row in entry.rows}
+        programs = {program for entry in held for program in entry.programs}
+        need = Cost(
+            packed.slots,
+            self._rows.missing(packed.directions, rows),
+            self._programs.missing(packed.programs, programs),
+        )
+        used = Cost(_slots(held), len(rows), len(programs))
+        check_room(need, used, self.room, len(held))
 
     def _evict(self, entry: Entry) -> None:
         if entry.last_use is not None:
             torch.cuda.current_stream(self.device).wait_event(entry.last_use)
-        del self._entries[entry.plan.digest]
+        del self._entries[entry.key]
         used = [slot for slot in entry.slots if slot != UNSTEERED]
         nothing = torch.tensor([UNSTEERED, 0, 0, 0], dtype=torch.int32)
         with torch.inference_mode(False), torch.no_grad():
