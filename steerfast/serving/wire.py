@@ -5,7 +5,8 @@ which phase holds from which position of *this* request on.
 
     digest      of the plan
     share       the digest, and what part of the plan the request needs: those who need the same share its slots
-    plan        its JSON, with only the directions that it uses
+    plan        its JSON, with vectors by name
+    vectors     theirs, by name, each once and with only the directions that the plan uses
     cost        [slots, bank rows, programs] of that part, an upper bound that sharing only lowers
     course      [[first position, phase], ...], -1: not steered
     prompt      P, the prompt's length
@@ -16,12 +17,14 @@ which phase holds from which position of *this* request on.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from steerfast.io.plans import plan_to_json
+from steerfast.io.plans import plan_from_json, plan_to_json
+from steerfast.io.vectors import vector_from_json, vector_to_json
 from steerfast.plans.plan import Plan
 from steerfast.plans.selectors import final_token
 from steerfast.plans.term import Term
@@ -52,7 +55,7 @@ class Prepared:
         self.plan, self.lowered, self._check = plan, lowered, check
         self._costs: OrderedDict[str, Cost | ValueError] = OrderedDict()
         self.cost = None if lowered.by_course else self.cost_of(lowered)
-        self.text = plan_to_json(_slim(plan))
+        self.text, self.vectors = _apart(plan)
 
     def cost_of(self, part: Lowered) -> Cost:
         """What a part of the plan takes, or the ValueError that it is refused with; looked at once."""
@@ -75,7 +78,7 @@ class Prepared:
     @property
     def size(self) -> int:
         """Bytes that keeping it takes, about."""
-        return 2 * len(self.text) + 200 * len(self.lowered.phase_of)
+        return 2 * len(self.text) + 2 * len(self.vectors) + 200 * len(self.lowered.phase_of)
 
 
 def prepare(plan: Plan, check: Check | None = None) -> Prepared | None:
@@ -122,6 +125,7 @@ def to_wire(prepared: Prepared, length: int, prompt: Sequence[int] | None) -> di
         "digest": plan.digest,
         "share": part.key(plan),
         "plan": prepared.text,
+        "vectors": prepared.vectors,
         "cost": list(prepared.cost_of(part)),
         "course": course,
         "prompt": length,
@@ -149,25 +153,54 @@ def block_key(wire: dict[str, Any], start: int, stop: int) -> str | None:
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def _slim(plan: Plan) -> Plan:
-    """The same plan with the directions and norms that it uses; its digest stays."""
+def from_wire(wire: Mapping[str, Any]) -> Plan:
+    """The plan that was put on the wire."""
+    vectors = {name: vector_from_json(one) for name, one in json.loads(wire["vectors"]).items()}
+    return plan_from_json(wire["plan"], vectors)
 
-    def slim(vector: SteeringVector, layers: Sequence[int], norms: bool = False) -> SteeringVector:
-        kept = {layer: vector.directions[layer] for layer in layers}
-        return SteeringVector(vector.name, kept, vector.stream_norms if norms else {})
+
+def _apart(plan: Plan) -> tuple[str, str]:
+    """(a plan's JSON with vectors by name, JSON of these): each vector once, however many terms name it, with the
+    directions and norms that they use. The plan's digest stays."""
+    conditions = () if plan.condition is None else plan.condition.tests
+    uses = [use for term in plan.terms for use in _uses(term)]
+    uses += [(test.key, (test.layer,), False) for test in conditions]
+    layers: dict[int, set[int]] = {}
+    norms: set[int] = set()
+    for vector, its_layers, needs_norms in uses:
+        layers.setdefault(id(vector), set()).update(its_layers)
+        norms |= {id(vector)} if needs_norms else set()
+    known = {id(vector): vector for vector, _, _ in uses}
+    slim = {
+        key: SteeringVector(
+            str(number),
+            {layer: known[key].directions[layer] for layer in sorted(layers[key])},
+            known[key].stream_norms if key in norms else {},
+        )
+        for number, key in enumerate(layers)
+    }
 
     def term(one: Term) -> Term:
-        layers = one.steered_layers
         return replace(
             one,
-            vector=slim(one.vector, layers, one.scale == "stream"),
-            read=one.read and slim(one.read, layers),
-            second=one.second and slim(one.second, layers),
-            gate=one.gate and replace(one.gate, key=slim(one.gate.key, layers)),
+            vector=slim[id(one.vector)],
+            read=one.read and slim[id(one.read)],
+            second=one.second and slim[id(one.second)],
+            gate=one.gate and replace(one.gate, key=slim[id(one.gate.key)]),
         )
 
     condition = plan.condition
     if condition is not None:
-        tests = tuple(replace(test, key=slim(test.key, [test.layer])) for test in condition.tests)
+        tests = tuple(replace(test, key=slim[id(test.key)]) for test in condition.tests)
         condition = replace(condition, tests=tests)
-    return replace(plan, terms=tuple(term(one) for one in plan.terms), condition=condition)
+    small = replace(plan, terms=tuple(term(one) for one in plan.terms), condition=condition)
+    vectors = {one.name: vector_to_json(one) for one in slim.values()}
+    return plan_to_json(small, inline=False), json.dumps(vectors)
+
+
+def _uses(term: Term) -> Iterator[tuple[SteeringVector, tuple[int, ...], bool]]:
+    """(vector, layers of it, whether its norms count), for each that a term has."""
+    yield term.vector, term.steered_layers, term.scale == "stream"
+    for other in (term.read, term.second, None if term.gate is None else term.gate.key):
+        if other is not None:
+            yield other, term.steered_layers, False
