@@ -45,6 +45,11 @@ class Sites(Mapping[int, SiteSteering]):
     ) -> None:
         self._acting, self._sites_of, self._lower_site = acting, sites_of, lower_site
 
+    def __bool__(self) -> bool:
+        """Whether any site acts, which many phases are asked that are never met."""
+        terms, above = self._acting
+        return any(site > above for index in terms for site, _ in self._sites_of[index])
+
     @cached_property
     def _terms_at(self) -> dict[int, tuple[_At, ...]]:
         """{site: the terms that act there, each with the layer whose direction it has}, in their order."""
@@ -158,14 +163,6 @@ def lower(plan: Plan, slots: int | None = None) -> Lowered:
         [(site_index(term.site, layer), layer) for layer in layers]
         for term, layers in zip(terms, steering, strict=True)
     ]
-    highest = [max((site for site, _ in each), default=-1) for each in sites_of]
-    needed = sum(max(highest[at] for at in terms) > above for terms, above in division.acting)
-    if slots is not None and needed > slots:
-        raise PlanTooLargeError(
-            "slots",
-            f"the plan needs {needed} slots, one for each combination of its selectors, and there are {slots} in all: "
-            "use fewer ranges, or fewer sequences to act after",
-        )
     finish, mean_norm = FINISH_CODES[plan.finish], mean_norms(terms)
 
     @cache  # many phases have the same terms at a site, and all have the same constants
@@ -184,6 +181,13 @@ def lower(plan: Plan, slots: int | None = None) -> Lowered:
         Phase(division, number, Sites(acting, sites_of, lower_site))
         for number, acting in enumerate(division.acting)
     )
+    needed = sum(bool(phase.sites) for phase in phases)
+    if slots is not None and needed > slots:
+        raise PlanTooLargeError(
+            "slots",
+            f"the plan needs {needed} slots, one for each combination of its selectors, and there are {slots} in all: "
+            "use fewer ranges, or fewer sequences to act after",
+        )
     return Lowered(division, phases, forget)
 
 

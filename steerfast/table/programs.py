@@ -69,7 +69,7 @@ def _group(term: Term, layer: int) -> tuple[object, ...]:
         return ("ablate", term.coefficient, gate)
     if term.operator in ("add", "add_relative"):
         return (term.operator, gate)
-    return (term.digest, layer)
+    return (id(term), layer)
 
 
 def _gate_key(gate: Gate, layer: int) -> tuple[object, ...]:
