@@ -31,26 +31,28 @@ def room(num_layers: int, slots: int, bank_rows: int | None, programs: int | Non
 
 def check_room(need: Cost, used: Cost, there: Cost, plans: int) -> None:
     """TableFullError unless a need fits beside what so many plans use."""
-    free = Cost(*(all_ - taken for all_, taken in zip(there, used, strict=True)))
-    if all(one <= left for one, left in zip(need, free, strict=True)):
+    if all(one <= all_ - taken for one, taken, all_ in zip(need, used, there, strict=True)):
         return
     needed = ", ".join(f"{one} {name}" for one, name in zip(need, _NAMES, strict=True))
-    made = ", ".join(
-        f"{name}={all_} ({left} free)" for name, all_, left in zip(_NAMES, there, free, strict=True)
-    )
     raise TableFullError(
-        f"the table is full: the plan needs {needed} beside {plans} plans in use, but it was made with {made}; attach "
-        "with more"
+        f"the table is full: the plan needs {needed} beside {plans} plans in use, but it was made with "
+        f"{_made(used, there)}; attach with more"
     )
 
 
 @contextmanager
-def within(there: Cost) -> Iterator[None]:
+def within(used: Cost, there: Cost) -> Iterator[None]:
     """A plan that needs more than a whole table has is a TableFullError."""
     try:
         yield
     except PlanTooLargeError as error:
-        made = ", ".join(f"{name}={number}" for name, number in zip(_NAMES, there, strict=True))
         raise TableFullError(
-            f"the table is full before it begins, as it was made with {made}: {error}; or attach with more"
+            f"the table is full before it begins: {error}. It was made with {_made(used, there)}; or attach with more"
         ) from error
+
+
+def _made(used: Cost, there: Cost) -> str:
+    return ", ".join(
+        f"{name}={all_} ({all_ - taken} free)"
+        for name, taken, all_ in zip(_NAMES, used, there, strict=True)
+    )

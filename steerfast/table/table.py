@@ -103,7 +103,7 @@ class Table:
     @property
     def slots_in_use(self) -> int:
         """How many slots somebody holds; the rest is free, or kept for plans that may come again."""
-        return _slots(self._held())
+        return _used(self._held()).slots
 
     def to(self, device: torch.device) -> None:
         """Move the tensors; captured graphs that read the old ones must be captured again."""
@@ -153,7 +153,7 @@ class Table:
     def _packed(self, plan: Plan, part: Lowered | None) -> tuple[Lowered, Packed]:
         """What is to be written. Nothing is computed of a plan that needs more than there is in all."""
         self.check(plan)
-        with within(self.room):
+        with within(_used(self._held()), self.room):
             lowered = lower(plan, self.room.slots) if part is None else part
             packed = pack(plan, lowered.phases, self.room)
         lowered.forget()
@@ -255,8 +255,7 @@ class Table:
             self._rows.missing(packed.directions, rows),
             self._programs.missing(packed.programs, programs),
         )
-        used = Cost(_slots(held), len(rows), len(programs))
-        check_room(need, used, self.room, len(held))
+        check_room(need, _used(held), self.room, len(held))
 
     def _evict(self, entry: Entry) -> None:
         if entry.last_use is not None:
@@ -275,8 +274,11 @@ class Table:
         self.version += 1
 
 
-def _slots(entries: list[Entry]) -> int:
-    return sum(slot != UNSTEERED for entry in entries for slot in entry.slots)
+def _used(entries: list[Entry]) -> Cost:
+    """What these plans hold."""
+    slots = sum(slot != UNSTEERED for entry in entries for slot in entry.slots)
+    rows = {row for entry in entries for row in entry.rows}
+    return Cost(slots, len(rows), len({at for entry in entries for at in entry.programs}))
 
 
 def _write(tensor: Tensor, rows: dict[int, Tensor]) -> None:
