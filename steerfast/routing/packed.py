@@ -40,7 +40,7 @@ class Packed:
     forked_from: str | None = None
 
 
-def _part(plan: Plan, prompt: tuple[int, ...]) -> Lowered:
+def along(plan: Plan, prompt: Sequence[int]) -> Lowered:
     """As much of a plan as a request with this prompt needs. ValueError where a sequence is not in it."""
     lowered = lower(plan)
     places: dict[Origin, int] = {"start": 0, "prompt_end": len(prompt)}
@@ -81,7 +81,7 @@ class PackedRequests:
             if name in self._live:
                 raise ValueError(f"there is a live request {name!r} already; give another name")
             tokens = tuple(int(token) for token in prompt)
-            entry = None if plan is None else self.routing.table.acquire(plan, _part(plan, tokens))
+            entry = None if plan is None else self.routing.table.acquire(plan, along(plan, tokens))
             try:
                 itinerary(entry, len(tokens), tokens)
             except Exception:

@@ -149,13 +149,6 @@ class PlanReader:
         """What a part of a plan takes. ValueError for one that there is no room for, or that adds too much."""
         settings = self.settings
         with _reading("plan"):
-            slots = sum(bool(phase.sites) for phase in part.phases)
-            if slots > settings.slots:
-                raise PlanTooLargeError(
-                    "slots",
-                    f"the plan needs {slots} slots for a request, and there are {settings.slots} in all: use "
-                    "fewer ranges, or fewer sequences to act after",
-                )
             room = Cost(settings.slots, settings.rows, settings.programs)
             found = cost(plan, part, room)
         amount, site = dose(plan, part)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steerfast.errors import PlanTooLargeError
 from steerfast.ops.records import FINISH_CODES
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_index, site_name
@@ -145,11 +144,8 @@ class Lowered:
         return self if len(met) == len(self.every) else replace(self, part=tuple(sorted(met)))
 
 
-def lower(plan: Plan, slots: int | None = None) -> Lowered:
+def lower(plan: Plan) -> Lowered:
     """The phases of a plan; one if its selectors are all ``all``.
-
-    slots: how many phases there is room for, if that is known: looked at before anything is computed, as terms after
-    several sequences, whose order in a prompt is not known, act in every combination of them.
 
     Directions are normalised, scaled, orthonormalised and summed in float64 and rounded to float32 once, site by site
     when a phase is asked for it. Raises ValueError where the selectors cut positions into too many pieces; a phase's
@@ -181,13 +177,6 @@ def lower(plan: Plan, slots: int | None = None) -> Lowered:
         Phase(division, number, Sites(acting, sites_of, lower_site))
         for number, acting in enumerate(division.acting)
     )
-    needed = sum(bool(phase.sites) for phase in phases)
-    if slots is not None and needed > slots:
-        raise PlanTooLargeError(
-            "slots",
-            f"the plan needs {needed} slots, one for each combination of its selectors, and there are {slots} in all: "
-            "use fewer ranges, or fewer sequences to act after",
-        )
     return Lowered(division, phases, forget)
 
 

@@ -154,7 +154,7 @@ class Table:
         """What is to be written. Nothing is computed of a plan that needs more than there is in all."""
         self.check(plan)
         with within(_used(self._held()), self.room):
-            lowered = lower(plan, self.room.slots) if part is None else part
+            lowered = lower(plan) if part is None else part
             packed = pack(plan, lowered.phases, self.room)
         lowered.forget()
         return lowered, packed
