@@ -76,6 +76,8 @@ def load_vector(path: str | Path) -> SteeringVector:
         for name, tensor in tensors.items():
             if not name.startswith("directions."):
                 raise ValueError(f"it has a tensor {name!r}; a vector's are 'directions.<layer>'")
+            if not tensor.is_floating_point():
+                raise ValueError(f"tensor {name!r} is {tensor.dtype}; directions are real numbers")
             directions[as_layer(name.removeprefix("directions."), "a tensor")] = tensor
         return _vector(about.get("name"), directions, about)
     except ValueError as error:

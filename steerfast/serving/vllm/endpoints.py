@@ -190,4 +190,5 @@ def _front() -> Front | None:
 
 def _error(code: int, message: str, reason: str | None = None) -> JSONResponse:
     text = f"{message}: {reason}" if reason else message
+    text = text.encode("utf-8", "backslashreplace").decode()  # half a letter cannot be sent
     return JSONResponse({"error": {"message": text, "code": code}}, code)

@@ -23,6 +23,7 @@ from steerfast.serving.wire import FIELD, WIRE, Prepared, to_wire
 
 logger = logging.getLogger("steerfast")
 PARAMETER = f"vllm_xargs.{FIELD}"
+_SAID = 2000  # letters of a reason
 _every: weakref.WeakSet[Front] = weakref.WeakSet()
 
 
@@ -107,7 +108,9 @@ def _refuse(error: ValueError, value: object) -> Any:
     metrics.REFUSED.inc()
     head = value[:80] if isinstance(value, str) else type(value).__name__
     logger.info("steerfast: refused a plan (%r): %s", head, error)
-    return VLLMValidationError(str(error), parameter=PARAMETER)
+    # What a client sent may be in it: half a letter would make an answer that cannot be sent.
+    said = str(error)[:_SAID].encode("utf-8", "backslashreplace").decode()
+    return VLLMValidationError(said, parameter=PARAMETER)
 
 
 def _verify(original: Any, params: Any) -> None:
