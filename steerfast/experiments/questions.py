@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from os.path import isfile
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -82,7 +83,7 @@ def load(folder: str | Path | None, behaviour: str) -> list[Question]:
                 f"behaviour {behaviour[:80]!r} is no file's name; its questions are a file of {folder}"
             )
         options = [Path(folder) / f"{behaviour}{ending}" for ending in (".json", ".jsonl")]
-        path = next((option for option in options if option.is_file()), None)
+        path = next((option for option in options if isfile(option)), None)
         if path is None:
             raise FileNotFoundError(f"no {behaviour}.json or {behaviour}.jsonl in {folder}")
     if path.name.endswith(".jsonl"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.resources import files
+from os.path import isfile
 from pathlib import Path
 
 from steerfast.io.strict import as_list, as_object, as_text, parse
@@ -48,7 +49,7 @@ def load(name_or_path: str | Path) -> ContrastSet:
     Raises ValueError for an unknown name, or for a pair without prompt, positive and negative.
     """
     path = Path(name_or_path)
-    if path.is_file():
+    if isfile(path):
         text = path.read_bytes()
     elif str(name_or_path) in shipped():
         text = (files("steerfast") / "data" / f"{name_or_path}.json").read_bytes()

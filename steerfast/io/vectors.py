@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def load_vector(path: str | Path) -> SteeringVector:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    if not path.is_file():
+    if not isfile(path):
         raise FileNotFoundError(f"no vector file at {path}")
     try:
         with safe_open(path, framework="pt") as file:

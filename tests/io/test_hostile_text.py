@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steerfast import load_vector
+from steerfast import contrast, load_plan, load_vector
 from steerfast.experiments import config, questions
 from steerfast.io.plans import plan_from_json
 from steerfast.io.strict import DEEPEST, _object
@@ -87,6 +87,19 @@ def test_questions_are_a_file_of_their_folder(name, tmp_path):
         (tmp_path / place).write_text(json.dumps([RECORD]))
     with pytest.raises(ValueError, match="no file's name"):
         questions.load(tmp_path / "in", name)
+
+
+@pytest.mark.parametrize("name", [5000 * "x", 251 * "x", "a\0b", "\ud800", "a/" * 3000 + "b"])
+def test_a_name_that_no_file_can_have_is_no_file(name, tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"terms": [{"vector": name}]}))
+    for read in (lambda: load_plan(path), lambda: load_vector(tmp_path / name)):
+        with pytest.raises((FileNotFoundError, ValueError)):
+            read()
+    with pytest.raises(ValueError, match="no contrast set"):
+        contrast.load(name)
+    with pytest.raises((FileNotFoundError, ValueError)):
+        questions.load(tmp_path, name)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8])

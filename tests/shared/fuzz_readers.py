@@ -149,8 +149,8 @@ def _value(draw: random.Random) -> Any:
         [
             Pairs((f"k{at}", 0) for at in range(many)),
             Pairs((f"k{at % (many - 1)}", 0) for at in range(many)),
-            [0] * many,
-            [[0, 1.0]] * many,
+            Raw("[" + ", ".join(["0"] * many) + "]"),
+            Raw("[" + ", ".join(["[0, 1.0]"] * many) + "]"),
         ]
     )
 
