@@ -118,16 +118,20 @@ class PlanReader:
         if not text.lstrip().startswith("{"):
             return self.catalogue.plan(text.strip())
         with _reading("plan"):
+            data = parse(text, "a plan")
+            if isinstance(data, dict) and isinstance(data.get("terms"), list):
+                self._check_count(len(data["terms"]))  # before any of them is made
             if not self.settings.inline:
-                _refuse_inline(parse(text, "a plan"))
+                _refuse_inline(data)
             return plan_from_json(text, self.catalogue.vector)
 
+    def _check_count(self, terms: int) -> None:
+        most = self.settings.max_terms
+        if terms > most:
+            raise ValueError(f"terms: the plan has {terms}; this server takes up to {most}")
+
     def _checked(self, plan: Plan) -> Prepared | None:
-        settings = self.settings
-        if len(plan.terms) > settings.max_terms:
-            raise ValueError(
-                f"terms: the plan has {len(plan.terms)}; this server takes up to {settings.max_terms}"
-            )
+        self._check_count(len(plan.terms))
         names = ", ".join(sorted({term.vector.name for term in plan.terms}))
         if plan.hidden_size != self.hidden_size:
             raise ValueError(

@@ -11,11 +11,11 @@ import threading
 import types
 from types import SimpleNamespace
 
-import hostile
 import pytest
 import torch
 
 import steerfast as sf
+from harness import hostile
 from steerfast.serving import reader as reading
 from steerfast.serving.aside import Aside
 from steerfast.serving.reader import PlanReader

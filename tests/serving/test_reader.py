@@ -148,6 +148,14 @@ def test_limits_refuse_and_what_just_fits_is_read(limits, value, reason):
         reader(max_plan_bytes=21).read(11 * "é")
 
 
+def test_terms_are_counted_before_they_are_made(monkeypatch):
+    made = []
+    monkeypatch.setattr("steerfast.io.plans.Term", lambda *a, **k: made.append(a))
+    with pytest.raises(ValueError, match="the plan has 2000; this server takes up to 32"):
+        reader().read({"terms": 2000 * [{"vector": "joy"}]})
+    assert made == []
+
+
 @pytest.mark.parametrize("name", UNFIT)
 def test_a_number_that_no_worker_could_take_is_refused(name):
     with pytest.raises(ValueError, match=r"schedule|float32|finite|64 bits"):

@@ -41,6 +41,9 @@ def plans(settings: Settings, layers: int, prompt: list[int], vector: str = "joy
         lambda: {"terms": ranges(31) + after(1)},
         lambda: {"terms": [term(scale="equal") for _ in range(most)]},
         lambda: {"terms": [term() for _ in range(most + 1)]},
+        lambda: {
+            "terms": [{"vector": vector, "bias": draw.random()}] + [{"vector": vector}] * 2500
+        },
         lambda: {"terms": [term(operator="clamp", target=draw.random()) for _ in range(16)]},
         lambda: {"terms": [term(operator="clamp", target=draw.random()) for _ in range(17)]},
         lambda: {"terms": [term(layers=[layers])]},
