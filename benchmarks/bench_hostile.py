@@ -6,7 +6,7 @@ allowed, every limit from below and above). Rounds of three, in turn: ``alone``,
 (``plain``), beside hostile ones (``hostile``). The control tells what any crowd costs from what reading its plans does.
 
 Before that, without an engine: the longest that reading one such plan takes at the size of Llama-2-7B, and a plain one.
-Prints ``hostile_over_plain``, ``hostile_over_alone``, ``memory_mb`` (the API process after the first fifth and at the end). Run it
+Prints ``hostile_over_plain``, ``hostile_over_alone``, ``memory_mb`` (of the API process: early, half way, at the end). Run it
 in the environment of `make test-serving`: .venv-vllm/bin/python benchmarks/bench_hostile.py
 """
 
@@ -275,7 +275,7 @@ def main(given: Sequence[str] | None = None) -> None:
         options,
         hostile_over_plain=round(times["hostile"] / times["plain"], 3),
         hostile_over_alone=round(times["hostile"] / times["alone"], 3),
-        memory_mb=[lines[1]["memory_mb"][0], lines[1]["memory_mb"][-1]],
+        memory_mb=[lines[1]["memory_mb"][at] for at in (0, len(lines[1]["memory_mb"]) // 2, -1)],
     )
 
 

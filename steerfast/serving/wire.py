@@ -78,7 +78,7 @@ class Prepared:
     @property
     def size(self) -> int:
         """Bytes that keeping it takes, about."""
-        return 2 * len(self.text) + 2 * len(self.vectors) + 200 * len(self.lowered.phase_of)
+        return 2 * len(self.text) + 2 * len(self.vectors) + 500 * len(self.lowered.phase_of)
 
 
 def prepare(plan: Plan, check: Check | None = None) -> Prepared | None:
@@ -88,7 +88,7 @@ def prepare(plan: Plan, check: Check | None = None) -> Prepared | None:
     of many phases that is known with a request's prompt (``to_wire``).
     """
     lowered = lower(plan)
-    if not any(phase.sites for phase in lowered.every):
+    if not any(map(lowered.acts, range(len(lowered.division.acting)))):
         return None
     return Prepared(plan, lowered, check or (lambda part: cost(plan, part)))
 
@@ -114,9 +114,8 @@ def to_wire(prepared: Prepared, length: int, prompt: Sequence[int] | None) -> di
             )
         places[sequence] = final_token(prompt, sequence)
     part = lowered.along(places)
-    acts = [bool(phase.sites) for phase in lowered.every]
     course = [
-        [at, phase if phase >= 0 and acts[phase] else -1]
+        [at, phase if lowered.acts(phase) else -1]
         for at, phase in lowered.course(places)
         if at < NEVER
     ]

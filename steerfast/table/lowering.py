@@ -89,14 +89,22 @@ class Lowered:
     """A plan's phases, and which of them holds where. part: the numbers of those that it is confined to; None: all."""
 
     division: Division
-    every: tuple[Phase, ...]
+    sites: Callable[[Acting], Sites]
     forget: Callable[[], None]  # what was computed; asked for again, it is computed again
     part: tuple[int, ...] | None = None
 
-    @property
+    @cached_property
     def phases(self) -> tuple[Phase, ...]:
-        """The phases, or those of its part."""
-        return self.every if self.part is None else tuple(self.every[at] for at in self.part)
+        """The phases, or those of its part: made when they are asked for, of many that are never met."""
+        numbers = range(len(self.division.acting)) if self.part is None else self.part
+        return tuple(
+            Phase(self.division, number, self.sites(self.division.acting[number]))
+            for number in numbers
+        )
+
+    def acts(self, phase: int) -> bool:
+        """Whether any site acts in a phase (of all; -1: none does)."""
+        return phase >= 0 and bool(self.sites(self.division.acting[phase]))
 
     @property
     def origins(self) -> tuple[Origin, ...]:
@@ -118,13 +126,13 @@ class Lowered:
         return [origin for origin in self.origins if isinstance(origin, tuple)]
 
     def course(self, places: Mapping[Origin, int]) -> list[tuple[int, int]]:
-        """[(first position, phase)], ascending, for a request with its origins at these positions: phases of ``every``."""
+        """[(first position, phase)], ascending, for a request with its origins at these positions, by the numbers of phases."""
         return self.division.course(places)
 
     @property
     def by_course(self) -> bool:
         """Whether a request takes no more of it than its own course needs."""
-        return len(self.every) > MAX_WHOLE
+        return len(self.division.acting) > MAX_WHOLE
 
     def key(self, plan: Plan) -> str:
         """The plan's digest, and which part of it this is: who needs the same has the same key."""
@@ -141,7 +149,8 @@ class Lowered:
         if not self.by_course:
             return self
         met = {phase for _, phase in self.course(places)} - {-1}
-        return self if len(met) == len(self.every) else replace(self, part=tuple(sorted(met)))
+        whole = len(met) == len(self.division.acting)
+        return self if whole else replace(self, part=tuple(sorted(met)))
 
 
 def lower(plan: Plan) -> Lowered:
@@ -173,11 +182,7 @@ def lower(plan: Plan) -> Lowered:
         lower_site.cache_clear()
         constant.cache_clear()
 
-    phases = tuple(
-        Phase(division, number, Sites(acting, sites_of, lower_site))
-        for number, acting in enumerate(division.acting)
-    )
-    return Lowered(division, phases, forget)
+    return Lowered(division, lambda acting: Sites(acting, sites_of, lower_site), forget)
 
 
 def _site(

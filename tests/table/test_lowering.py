@@ -178,7 +178,7 @@ def test_a_prompt_meets_its_sequences_in_one_order_and_needs_those_phases_alone(
     for at, phase in part.course(places):
         if 1 <= at <= count:
             wanted += (0.5 + order[at - 1]) * torch.tensor([1.0, float(order[at - 1])])
-        [steering] = {**whole.every[phase].sites}.values() if at else [None]
+        [steering] = {**whole.phases[phase].sites}.values() if at else [None]
         assert steering is None or torch.equal(steering.delta, wanted)
     computed.clear()
     part.forget()
