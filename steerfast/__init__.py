@@ -18,7 +18,7 @@ from steerfast.plans.vector import SteeringVector
 
 if TYPE_CHECKING:
     from steerfast.extraction import contrast, extract_corpora, extract_pairs
-    from steerfast.models import Handle, Report, attach
+    from steerfast.models import Handle, Report, attach, handle_of
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ _LAZY = {
     "contrast": "steerfast.extraction",
     "extract_corpora": "steerfast.extraction",
     "extract_pairs": "steerfast.extraction",
+    "handle_of": "steerfast.models",
 }
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "contrast",
     "extract_corpora",
     "extract_pairs",
+    "handle_of",
     "load_plan",
     "load_vector",
     "save_plan",
@@ -64,3 +66,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

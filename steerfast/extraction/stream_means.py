@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steerfast.extraction.stream_norms import NormHistogram
-from steerfast.models import find_decoder
+from steerfast.models import attachment_of, find_decoder, input_device
 from steerfast.models.evaluating import evaluating
 
 Position = Literal["last", "mean"] | int
@@ -83,8 +83,8 @@ def stream_means(
             raise ValueError(
                 f"cannot keep layer {layer}: this model has layers 0..{len(layers) - 1}"
             )
-    patched = getattr(getattr(decoder.forward, "__self__", None), "shared", None)
-    steered = patched is not None and patched.routing.in_use.active
+    patched = attachment_of(decoder)
+    steered = patched is not None and patched.in_use().active
     if steered:
         warnings.warn(
             "extracting under handle.use(): the vector is of the steered model", stacklevel=3
@@ -168,7 +168,7 @@ class _Batch:
         allowed = allowed[:, None].to(device)
         if decoder.config._attn_implementation == "sdpa":
             return allowed
-        dtype = decoder.embed_tokens.weight.dtype
+        dtype = decoder.dtype
         lowest = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=device)
         return torch.where(allowed, torch.zeros_like(lowest), lowest)
 
@@ -222,7 +222,7 @@ def _read(
 
         return hook
 
-    device = decoder.embed_tokens.weight.device
+    device = input_device(decoder) or torch.device("cpu")
     hooks = [layer.register_forward_hook(keep(index)) for index, layer in enumerate(layers)]
     try:
         decoder(

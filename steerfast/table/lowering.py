@@ -7,6 +7,8 @@ other terms become reads (``steerfast.table.programs``).
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -168,21 +170,39 @@ def lower(plan: Plan) -> Lowered:
         [(site_index(term.site, layer), layer) for layer in layers]
         for term, layers in zip(terms, steering, strict=True)
     ]
-    finish, mean_norm = FINISH_CODES[plan.finish], mean_norms(terms)
+    numbers = _Numbers(terms, FINISH_CODES[plan.finish])
+    return Lowered(division, lambda acting: Sites(acting, sites_of, numbers.site), numbers.forget)
 
-    @cache  # many phases have the same terms at a site, and all have the same constants
-    def lower_site(site: int, here: tuple[_At, ...]) -> SiteSteering:
-        return _site(site, here, finish, terms, constant, mean_norm)
 
-    @cache
-    def constant(index: int, layer: int) -> Tensor:
-        return terms[index].coefficient * scaled(terms[index], layer, mean_norm)
+class _Numbers:
+    """What terms do at sites, computed once: many phases have the same terms at a site, and all the same constants."""
 
-    def forget() -> None:
-        lower_site.cache_clear()
-        constant.cache_clear()
+    def __init__(self, terms: Sequence[Term], finish: int) -> None:
+        self._terms, self._finish = terms, finish
+        self._mean_norm: MeanNorm | None = None
+        self.forget()
 
-    return Lowered(division, lambda acting: Sites(acting, sites_of, lower_site), forget)
+    def forget(self) -> None:
+        self._sites: dict[tuple[int, tuple[_At, ...]], SiteSteering] = {}
+        self._constants: dict[_At, Tensor] = {}
+
+    def site(self, site: int, here: tuple[_At, ...]) -> SiteSteering:
+        found = self._sites.get((site, here))
+        if found is None:
+            found = _site(site, here, self._finish, self._terms, self._constant, self._scaled)
+            self._sites[site, here] = found
+        return found
+
+    def _constant(self, index: int, layer: int) -> Tensor:
+        if (index, layer) not in self._constants:
+            term = self._terms[index]
+            self._constants[index, layer] = term.coefficient * self._scaled(term, layer)
+        return self._constants[index, layer]
+
+    def _scaled(self, term: Term, layer: int) -> Tensor:
+        if self._mean_norm is None:
+            self._mean_norm = mean_norms(self._terms)
+        return scaled(term, layer, self._mean_norm)
 
 
 def _site(
@@ -191,7 +211,7 @@ def _site(
     finish: int,
     terms: Sequence[Term],
     constant: Callable[[int, int], Tensor],
-    mean_norm: MeanNorm,
+    scaled: Callable[[Term, int], Tensor],
 ) -> SiteSteering:
     total: Tensor | None = None
     reading = []
@@ -207,7 +227,7 @@ def _site(
         raise ValueError(
             f"the plan adds more than float32 can hold at {site_name(site)}; lower its coefficients"
         )
-    reads = program(reading, lambda term, layer: scaled(term, layer, mean_norm), site_name(site))
+    reads = program(reading, scaled, site_name(site))
     if not all(_fits(read) for read in reads):
         raise ValueError(
             f"a number of the plan at {site_name(site)} exceeds what float32 can hold; lower its coefficient or bias"
@@ -216,14 +236,12 @@ def _site(
 
 
 def _fits(one: LoweredRead) -> bool:
-    """Whether float32 holds its numbers and directions."""
+    """Whether float32 holds its numbers; its directions have been rounded, and looked at, by the program."""
     try:
         words = one.read.words()
     except OverflowError:
         return False
-    numbers = torch.tensor(words[6:], dtype=torch.int32).view(torch.float32)
-    directions = [numbers, *(each for each in (one.source, one.target) if each is not None)]
-    return all(bool(torch.isfinite(each).all()) for each in directions)
+    return all(map(math.isfinite, struct.unpack("=6f", struct.pack("=6i", *words[6:]))))
 
 
 def scaled(term: Term, layer: int, mean_norm: MeanNorm) -> Tensor:

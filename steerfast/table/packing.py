@@ -138,10 +138,10 @@ def _check(rows: set[bytes], programs: set[bytes], room: Cost | None) -> None:
 
 
 def _site(steering: SiteSteering) -> PackedSite:
-    reads = (
-        PackedRead(read, _direction(source), _direction(target))
-        for read, source, target in steering.reads
-    )
+    reads = []
+    for read, source, target in steering.reads:
+        reading = _direction(source)  # what is read is what is written, often
+        reads.append(PackedRead(read, reading, reading if target is source else _direction(target)))
     return PackedSite(steering.finish, _direction(steering.delta), tuple(reads))
 
 

@@ -4,13 +4,17 @@ A slot holds one phase of a plan. Plans are counted: the same plan acquired twic
 plan nobody holds stays until its room is needed (least recently used first), and a slot in use is
 never rewritten. Directions and programs are shared by content, across plans and layers. The tensors
 keep their addresses, so compiled code and captured graphs see a change.
+
+Any thread may acquire and release. What forwards of other threads read is not touched by that (``table.lease``).
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,40 +23,11 @@ from steerfast.errors import TableFullError
 from steerfast.ops.records import MAX_READS, READ_WIDTH, RECORD_WIDTH, Op, Read
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_count
-from steerfast.table.lowering import Lowered, Phase, lower
+from steerfast.table.entry import UNSTEERED, Entry, used
+from steerfast.table.lowering import Lowered, lower
 from steerfast.table.packing import Cost, Direction, Packed, PackedSite, pack
-from steerfast.table.phases import Origin
 from steerfast.table.pool import Pool
 from steerfast.table.room import check_room, room, within
-
-UNSTEERED = -1
-
-
-@dataclass
-class Entry:
-    """One plan in the table, or a part of one: the slot of each phase (-1 where nothing is active), the bank row of
-    each test's key, what it shares of bank and programs, and who holds it."""
-
-    key: str
-    plan: Plan
-    lowered: Lowered
-    slots: tuple[int, ...]
-    keys: tuple[int, ...] = ()
-    rows: list[int] = field(default_factory=list)
-    programs: list[int] = field(default_factory=list)
-    holders: int = 0
-    # On a GPU: when the last step that its last holder started was through with the slots.
-    last_use: torch.cuda.Event | None = None
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        return self.lowered.phases
-
-    def course(self, places: Mapping[Origin, int]) -> list[tuple[int, int]]:
-        """[(first position, slot)], ascending, for a request with its origins at these positions."""
-        slot_of = {phase.number: slot for phase, slot in zip(self.phases, self.slots, strict=True)}
-        slot_of[-1] = UNSTEERED
-        return [(position, slot_of[phase]) for position, phase in self.lowered.course(places)]
 
 
 class Table:
@@ -86,10 +61,18 @@ class Table:
             self.bank = torch.zeros((rows, hidden_size), dtype=torch.float32, device=device)
             self.site_records = self.records.unbind(0)
         self.version = 0
+        self.lock = threading.Condition(threading.RLock())
+        self._frozen: tuple[int, Tensor, Tensor] | None = None
         # By key, least recently used first.
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._free_slots = list(range(slots - 1, -1, -1))
         self._rows, self._programs = Pool(rows), Pool(reading)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has the same room, and no plans: nobody could release them."""
+        names = ("slots", "bank_rows", "programs")
+        sizes: dict[str, Any] = dict(zip(names, self.room, strict=True), device=self.device)
+        return partial(Table, **sizes), (self.num_layers, self.hidden_size)
 
     @property
     def device(self) -> torch.device:
@@ -98,19 +81,28 @@ class Table:
     @property
     def entries(self) -> tuple[Entry, ...]:
         """Every plan in the table, held or idle."""
-        return tuple(self._entries.values())
+        with self.lock:
+            return tuple(self._entries.values())
 
     @property
     def slots_in_use(self) -> int:
         """How many slots somebody holds; the rest is free, or kept for plans that may come again."""
-        return _used(self._held()).slots
+        with self.lock:
+            return used(self._held()).slots
 
     def to(self, device: torch.device) -> None:
         """Move the tensors; captured graphs that read the old ones must be captured again."""
-        with torch.inference_mode(False):
+        with self.lock, torch.inference_mode(False):
             self.records, self.reads = self.records.to(device), self.reads.to(device)
             self.bank = self.bank.to(device)
             self.site_records = self.records.unbind(0)
+
+    def frozen(self) -> tuple[Tensor, Tensor]:
+        """Copies of (reads, bank) as they are now; the same ones until a plan comes or goes."""
+        with self.lock:
+            if self._frozen is None or self._frozen[0] != self.version:
+                self._frozen = (self.version, self.reads.clone(), self.bank.clone())
+            return self._frozen[1:]
 
     def check(self, plan: Plan) -> None:
         """ValueError if the plan does not fit the model: hidden size or layers."""
@@ -134,11 +126,18 @@ class Table:
         beside the plans in use.
         """
         key = plan.digest if part is None else part.key(plan)
-        entry = self._entries.get(key)
-        if entry is None:
-            lowered, packed = self._packed(plan, part)
-            self._make_room(packed)
-            entry = self._insert(key, plan, lowered, packed)
+        with self.lock:
+            if key in self._entries:
+                return self._held_once_more(key)
+        lowered, packed = self._packed(plan, part)  # may take long: without the lock
+        with self.lock:
+            if key not in self._entries:
+                self._make_room(packed)
+                self._insert(key, plan, lowered, packed)
+            return self._held_once_more(key)
+
+    def _held_once_more(self, key: str) -> Entry:
+        entry = self._entries[key]
         self._entries.move_to_end(key)
         entry.holders += 1
         return entry
@@ -147,13 +146,19 @@ class Table:
         """TableFullError for a plan that this table has no room for, whoever else is there; ValueError for one that does
         not fit the model."""
         key = plan.digest if part is None else part.key(plan)
-        if key not in self._entries:
-            self._check_room([], self._packed(plan, part)[1])
+        with self.lock:
+            known = key in self._entries
+        if not known:
+            packed = self._packed(plan, part)[1]
+            with self.lock:
+                self._check_room([], packed)
 
     def _packed(self, plan: Plan, part: Lowered | None) -> tuple[Lowered, Packed]:
         """What is to be written. Nothing is computed of a plan that needs more than there is in all."""
         self.check(plan)
-        with within(_used(self._held()), self.room):
+        with self.lock:
+            taken = used(self._held())
+        with within(taken, self.room):
             lowered = lower(plan) if part is None else part
             packed = pack(plan, lowered.phases, self.room)
         lowered.forget()
@@ -161,11 +166,12 @@ class Table:
 
     def release(self, entry: Entry) -> None:
         """Give a plan back; its slots are reused only when their room is needed."""
-        assert entry.holders > 0, "released more often than acquired"
-        entry.holders -= 1
-        if entry.holders == 0 and self.device.type == "cuda":
-            entry.last_use = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            entry.last_use.record()
+        with self.lock:
+            assert entry.holders > 0, "released more often than acquired"
+            entry.holders -= 1
+            if entry.holders == 0 and self.device.type == "cuda":
+                entry.last_use = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                entry.last_use.record()
 
     def exchange(self, entry: Entry, plan: Plan) -> Entry:
         """Release one plan and acquire another, or an error and nothing changed.
@@ -180,19 +186,19 @@ class Table:
             if entry.holders > 1:
                 raise
             lowered, packed = self._packed(plan, None)
-            self._check_room([one for one in self._held() if one is not entry], packed)
-            self.release(entry)
-            self._make_room(packed)
-            new = self._insert(plan.digest, plan, lowered, packed)
-            new.holders += 1
-            return new
+            with self.lock:
+                self._check_room([one for one in self._held() if one is not entry], packed)
+                self.release(entry)
+                self._make_room(packed)
+                self._insert(plan.digest, plan, lowered, packed)
+                return self._held_once_more(plan.digest)
         self.release(entry)
         return new
 
     def _held(self) -> list[Entry]:
         return [entry for entry in self._entries.values() if entry.holders > 0]
 
-    def _insert(self, key: str, plan: Plan, lowered: Lowered, packed: Packed) -> Entry:
+    def _insert(self, key: str, plan: Plan, lowered: Lowered, packed: Packed) -> None:
         slots = tuple(self._free_slots.pop() if sites else UNSTEERED for sites in packed.phases)
         entry = Entry(key, plan, lowered, slots)
         new_rows: dict[int, Tensor] = {}
@@ -232,7 +238,6 @@ class Table:
             )
         self.version += 1
         self._entries[key] = entry
-        return entry
 
     def _make_room(self, packed: Packed) -> None:
         """Drops idle plans, least recently used first, until everything fits; or an error, and none."""
@@ -255,7 +260,7 @@ class Table:
             self._rows.missing(packed.directions, rows),
             self._programs.missing(packed.programs, programs),
         )
-        check_room(need, _used(held), self.room, len(held))
+        check_room(need, used(held), self.room, len(held))
 
     def _evict(self, entry: Entry) -> None:
         if entry.last_use is not None:
@@ -272,13 +277,6 @@ class Table:
         for program in entry.programs:
             self._programs.give_back(program)
         self.version += 1
-
-
-def _used(entries: list[Entry]) -> Cost:
-    """What these plans hold."""
-    slots = sum(slot != UNSTEERED for entry in entries for slot in entry.slots)
-    rows = {row for entry in entries for row in entry.rows}
-    return Cost(slots, len(rows), len({at for entry in entries for at in entry.programs}))
 
 
 def _write(tensor: Tensor, rows: dict[int, Tensor]) -> None:

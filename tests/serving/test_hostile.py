@@ -161,9 +161,12 @@ def test_a_short_request_waits_for_one_long_one_at_most(server, monkeypatch):
 
     async def everybody():
         asked = [asyncio.create_task(server.ask(text)) for text in long]
-        await asyncio.sleep(0.05)
+        waiting = server.front.aside._waiting
+        while waiting.qsize() < len(long) - 1:  # all but the first, which is being read
+            await asyncio.sleep(0)
         honest = asyncio.create_task(server.ask(HONEST))
-        await asyncio.sleep(0.05)
+        while waiting.qsize() < len(long):
+            await asyncio.sleep(0)
         begin.set()
         await honest
         before = list(order)
@@ -272,11 +275,13 @@ def test_many_sequences_are_served_by_the_order_of_the_prompt(server, count):
 
 
 def test_one_thing_after_another_the_least_first_and_nothing_for_who_has_gone():
-    order, begin, aside = [], threading.Event(), Aside("test")
+    order, aside = [], Aside("test")
+    started, begin = threading.Event(), threading.Event()
 
     async def run():
-        first = asyncio.create_task(aside.run(0, lambda: begin.wait(60)))
-        await asyncio.sleep(0.01)
+        first = asyncio.create_task(aside.run(0, lambda: started.set() or begin.wait(60)))
+        while not started.is_set():
+            await asyncio.sleep(0)
         rest = [
             asyncio.create_task(aside.run(size, lambda size=size: order.append(size)))
             for size in (9, 3, 7, 5)
