@@ -32,7 +32,8 @@ PUBLIC = {
         "steer": "vector coefficient layers scale site select operator finish schedule condition fields",
     },
     "steerfast.extraction": {
-        "ContrastPair": "prompt positive negative",
+        "ContrastPair": "prompt positive negative negative_prompt",
+        "read_texts": "path limit",
         "with_stream_norms": "vector model tokenizer texts max_tokens batch_size",
     },
     "steerfast.ops": {

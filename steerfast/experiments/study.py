@@ -25,6 +25,7 @@ from steerfast.extraction.contrast import ContrastSet
 from steerfast.extraction.extract import extract_mean, extract_pairs
 from steerfast.io import load_vector, save_vector
 from steerfast.models.load import Loaded
+from steerfast.models.tokens import token_ids
 from steerfast.plans.vector import SteeringVector
 
 
@@ -181,7 +182,7 @@ def study_sparsity(study: Study, config: SparsityConfig, *, texts: Sequence[str]
             model, tokenizer = laboratory.model, laboratory.tokenizer
             return extract_pairs(model, tokenizer, each.train, name=each.name, position="mean")
 
-        pairs = [[one.prompt, one.positive, one.negative] for one in each.train]
+        pairs = [one.parts for one in each.train]
         identity = {"name": each.name, "data": pairs, "position": "mean"}
         return study.vector(identity, make, laboratory)
 
@@ -200,7 +201,7 @@ def _samples(
     """Texts as token ids: each cut after ``sample_tokens``, or into samples of so many."""
     size, samples = config.sample_tokens, []
     for text in texts:
-        ids = tuple(tokenizer(text)["input_ids"])
+        ids = tuple(token_ids(tokenizer, text))
         ends = range(0, len(ids), size) if config.sample_pieces else (0,)
         samples += [ids[at : at + size] for at in ends]
     # Of pieces as many as asked for; what a text ends with may be too short to say anything.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.models.attachment import Attachment
-from steerfast.models.generation import Loop
+from steerfast.models.loop import Loop
 from steerfast.models.use import Checked, Plans, Use
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_name
@@ -161,7 +161,7 @@ class Handle:
         self._shared.rebindings.restore()
         self._shared.is_attached = False
         for use in list(self._shared.uses):
-            use.close()
+            self._shared.end_use(use)
 
     def __enter__(self) -> Handle:
         return self
