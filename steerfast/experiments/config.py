@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.resources import files
@@ -12,6 +11,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from steerfast.experiments.choice import Criterion
+from steerfast.experiments.toml import read_toml
 from steerfast.plans.term import Scale
 
 T = TypeVar("T")
@@ -131,23 +131,14 @@ def presets() -> tuple[str, ...]:
 
 def load_preset(name_or_path: str | Path) -> Preset:
     """A shipped preset by name, or a TOML file. Raises ValueError naming what is unknown, missing or ill-typed."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     path = Path(name_or_path)
-    if path.suffix == ".toml":
-        text = path.read_text(encoding="utf-8")
-    elif str(name_or_path) in presets():
-        text = (files("steerfast") / "data" / "presets" / f"{name_or_path}.toml").read_text("utf-8")
-    else:
-        raise ValueError(
-            f"no preset {str(name_or_path)!r}; give a .toml file, or one of {', '.join(presets())}"
-        )
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{name_or_path} is not TOML: {error}") from error
+    if path.suffix != ".toml":
+        if str(name_or_path) not in presets():
+            raise ValueError(
+                f"no preset {str(name_or_path)!r}; give a .toml file, or one of {', '.join(presets())}"
+            )
+        path = Path(str(files("steerfast") / "data" / "presets" / f"{name_or_path}.toml"))
+    table = read_toml(path)
     for kind in _STUDIES:
         if not isinstance(table.get(kind, {}), dict):
             raise ValueError(

@@ -13,7 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
+from os.path import isfile
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from steerfast.extraction.contrast import ContrastPair
@@ -84,8 +85,12 @@ def load(folder: str | Path | None, behaviour: str) -> list[Question]:
             )
         path: Any = files("steerfast") / "data" / "questions" / f"{behaviour}.json"
     else:
+        if not behaviour.strip() or PurePath(behaviour).name != behaviour:
+            raise ValueError(
+                f"behaviour {behaviour[:80]!r} is no file's name; its questions are a file of {folder}"
+            )
         options = [Path(folder) / f"{behaviour}{ending}" for ending in ENDINGS]
-        found = [option for option in options if option.is_file()]
+        found = [option for option in options if isfile(option)]
         if not found:
             raise FileNotFoundError(f"no {behaviour}.json, .jsonl or .csv in {folder}")
         if len(found) > 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from os.path import isfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ def load(name_or_path: str | Path) -> ContrastSet:
     what is no pair, and for an unknown name.
     """
     path: Any = Path(name_or_path)
-    if not path.is_file():
+    if not isfile(path):
         if str(name_or_path) not in shipped():
             raise ValueError(
                 f"no contrast set {str(name_or_path)!r}; give a file (JSON, JSONL, CSV), or one of "

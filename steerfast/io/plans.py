@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from os.path import isfile  # False for a name that no file can have, where Path.is_file raises
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -127,7 +128,7 @@ def load_plan(path: str | Path) -> Plan:
                 f"vector {name[:80]!r} is not in the plan's folder; put its file there"
             )
         file = path.parent / name
-        return load_vector(file if file.is_file() else file.with_name(f"{file.name}.safetensors"))
+        return load_vector(file if isfile(file) else file.with_name(f"{file.name}.safetensors"))
 
     try:
         return plan_from_json(path.read_bytes(), beside)

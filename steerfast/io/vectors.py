@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def load_vector(path: str | Path) -> SteeringVector:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    if not path.is_file():
+    if not isfile(path):
         raise FileNotFoundError(f"no vector file at {path}")
     try:
         with safe_open(path, framework="pt") as file:
@@ -76,6 +77,8 @@ def load_vector(path: str | Path) -> SteeringVector:
         for name, tensor in tensors.items():
             if not name.startswith("directions."):
                 raise ValueError(f"it has a tensor {name!r}; a vector's are 'directions.<layer>'")
+            if not tensor.is_floating_point():
+                raise ValueError(f"tensor {name!r} is {tensor.dtype}; directions are real numbers")
             directions[as_layer(name.removeprefix("directions."), "a tensor")] = tensor
         return _vector(about.get("name"), directions, about)
     except ValueError as error:

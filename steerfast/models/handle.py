@@ -137,12 +137,14 @@ class Handle:
         row_slot, row_gain = now.rows.slot[:rows], now.rows.gain[:rows]
         slots = Counter(torch.where(row_gain != 0, row_slot, UNSTEERED).tolist())
         lines = []
-        served = {entry.plan.digest: entry for entry in now.served() if entry is not None}
-        for digest, entry in served.items():
+        served = {entry.key: entry for entry in now.served() if entry is not None}
+        for entry in served.values():
             for slot, phase in zip(entry.slots, entry.phases, strict=True):
                 for site in sorted(phase.sites) if slots[slot] else ():
                     lines.append(
-                        SteeredRows(site_name(site), slot, digest, phase.name, slots[slot])
+                        SteeredRows(
+                            site_name(site), slot, entry.plan.digest, phase.name, slots[slot]
+                        )
                     )
         steered = sum(number for slot, number in slots.items() if slot != UNSTEERED)
         return Report(rows, steered, tuple(lines))

@@ -16,12 +16,12 @@ from steerfast.errors import SteerfastError, TableFullError
 from steerfast.models import Handle, attach
 from steerfast.models.tokens import Messages, are_many, as_ids, as_prompt, token_ids
 from steerfast.plans.plan import Plan
-from steerfast.plans.selectors import AfterSequence, final_token
+from steerfast.routing.packed import along
 from steerfast.serving.cache_size import Length, sized_config
+from steerfast.serving.sampling import MAX_NEW_TOKENS, checked
 
-_SAMPLING = ("max_new_tokens", "eos_token_id", "do_sample", "temperature", "top_k", "top_p", "seed")
+_LARGEST = 2**63 - 1
 _PER_REQUEST = ("max_new_tokens", "eos_token_id")
-MAX_NEW_TOKENS = 128  # of a request that does not say
 _WAIT = 1.0  # seconds between looks at an engine that says nothing
 
 
@@ -61,8 +61,9 @@ def generate_batch(
     of the longest as 16,384 tokens hold (131,072 on a GPU), for one at least, and for no more than half of the free
     memory holds; the others wait.
 
-    More plans than the table has room for wait their turn. Raises ValueError for a bad request, with its number,
-    before anything runs; SteerfastError if the engine fails one.
+    More plans than the table has room for wait their turn. Raises TypeError or ValueError for a bad request, and
+    TableFullError for a plan that the table has no room for at all, with the request's number and before anything
+    runs; SteerfastError if the engine fails one.
     """
     asked = _requests(requests)
     if not asked:
@@ -72,8 +73,10 @@ def generate_batch(
         prompts = [
             _token_ids(one, number, tokenizer, handle.model) for number, one in enumerate(asked)
         ]
-        for number, one in enumerate(asked):
-            _check(one, number, handle, prompts[number])
+        fits: set[str] = set()  # what was looked at already, as many requests share a plan
+        asked = [
+            _checked(one, number, handle, prompts[number], fits) for number, one in enumerate(asked)
+        ]
         groups: dict[tuple[Any, ...], list[int]] = {}
         for number, one in enumerate(asked):
             groups.setdefault(_shared_sampling(one), []).append(number)
@@ -220,31 +223,30 @@ def _token_ids(request: Request, number: int, tokenizer: Any, model: Any) -> lis
     return ids
 
 
-def _check(request: Request, number: int, handle: Handle, ids: list[int]) -> None:
-    unknown = sorted(set(request.sampling) - set(_SAMPLING))
-    if unknown:
-        raise ValueError(
-            f"request {number} asks for {', '.join(unknown)}; known: {', '.join(_SAMPLING)}"
-        )
-    given = request.sampling.get("max_new_tokens")
-    if given is not None and (not isinstance(given, int) or given < 1):
-        raise ValueError(
-            f"request {number} has max_new_tokens {given!r}; give a whole number from 1"
-        )
-    if request.plan is None:
-        return
-    if not isinstance(request.plan, Plan):
+def _checked(
+    request: Request, number: int, handle: Handle, ids: list[int], fits: set[str]
+) -> Request:
+    """The request, its sampling as plain values. TypeError or ValueError, with its number, for what cannot run;
+    TableFullError for a plan that this table never has room for."""
+    positions = getattr(handle.model.config.get_text_config(), "max_position_embeddings", None)
+    most_new = _LARGEST if positions is None else max(0, positions - len(ids))
+    plan = request.plan
+    if plan is not None and not isinstance(plan, Plan):
         raise TypeError(
-            f"the plan of request {number} is a {type(request.plan).__name__}; wanted a Plan or None "
+            f"the plan of request {number} is a {type(plan).__name__}; wanted a Plan or None "
             "(steerfast.load_plan reads one from a file)"
         )
+    vocabulary = getattr(handle.model.get_input_embeddings(), "num_embeddings", _LARGEST)
+    sampling = checked(request.sampling, f"request {number}", most_new, vocabulary)
     try:
-        handle.table.check(request.plan)
-        for term in request.plan.terms:
-            if isinstance(term.select, AfterSequence):
-                final_token(ids, term.select.tokens)
-    except ValueError as error:
-        raise ValueError(f"request {number}: {error}") from error
+        if plan is not None:
+            part = along(plan, ids)
+            if part.key(plan) not in fits:
+                handle.table.check_room(plan, part)
+                fits.add(part.key(plan))
+    except (ValueError, TableFullError) as error:
+        raise type(error)(f"request {number}: {error}") from error
+    return request._replace(sampling=sampling)
 
 
 def _shared_sampling(request: Request) -> tuple[Any, ...]:

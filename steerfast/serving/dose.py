@@ -8,13 +8,15 @@ drowns it: the model still answers, fluently or not, but hardly because of its p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_index, site_name
 from steerfast.plans.term import Term
-from steerfast.table.lowering import Lowered, scaled
+from steerfast.table.lowering import Lowered, MeanNorm, mean_norms, scaled
 
 
 def dose(plan: Plan, lowered: Lowered) -> tuple[float, str]:
@@ -25,15 +27,15 @@ def dose(plan: Plan, lowered: Lowered) -> tuple[float, str]:
         max((abs(gain) for _, gain in plan.schedule.points), default=1.0) if plan.schedule else 1.0
     )
     worst = (0.0, "")
-    reading: dict[int, float] = {}
+    reading = _reading(plan, norms)
+    seen: set[int] = set()  # phases share what they do at a site
     for phase in lowered.phases:
         for site, steering in phase.sites.items():
             norm = norms.get(_layer(site))
-            if norm is None:
+            if norm is None or id(steering) in seen:
                 continue
-            if site not in reading:
-                reading[site] = _reading(plan, site, norm)
-            added = reading[site]
+            seen.add(id(steering))
+            added = reading.get(site, 0.0)
             if steering.delta is not None:
                 added += float(torch.linalg.vector_norm(steering.delta.double())) / norm
             worst = max(worst, (added * gain, site_name(site)))
@@ -52,21 +54,23 @@ def _stream_norms(plan: Plan) -> dict[int, float]:
     return found
 
 
-def _reading(plan: Plan, site: int, norm: float) -> float:
-    """What terms that read may add there to a stream of the typical norm, at most; phases aside."""
-    return sum(
-        _share(plan, term, layer, norm)
-        for term in plan.terms
-        for layer in term.steered_layers
-        if site_index(term.site, layer) == site
-    )
+def _reading(plan: Plan, norms: Mapping[int, float]) -> dict[int, float]:
+    """{site: what terms that read may add there to a stream of the typical norm, at most}; phases aside."""
+    mean_norm, found = mean_norms(plan.terms), dict[int, float]()
+    for term in plan.terms:
+        for layer in term.steered_layers:
+            site = site_index(term.site, layer)
+            norm = norms.get(_layer(site))
+            if norm is not None:
+                found[site] = found.get(site, 0.0) + _share(term, layer, norm, mean_norm)
+    return found
 
 
-def _share(plan: Plan, term: Term, layer: int, norm: float) -> float:
-    written = _length(term.vector.at(layer))
+def _share(term: Term, layer: int, norm: float, mean_norm: MeanNorm) -> float:
     if term.operator == "add":  # without a gate it is part of the delta
-        direction = scaled(plan.terms, term, layer)
-        return 0.0 if term.gate is None else abs(term.coefficient) * _length(direction) / norm
+        if term.gate is None:
+            return 0.0
+        return abs(term.coefficient) * _length(scaled(term, layer, mean_norm)) / norm
     if term.operator == "add_relative":
         return abs(term.coefficient)
     if term.operator == "signed":
@@ -81,7 +85,7 @@ def _share(plan: Plan, term: Term, layer: int, norm: float) -> float:
             if term.operator == "map"
             else abs(term.target or 0.0) + read
         )
-        return times * written / norm
+        return times * _length(term.vector.at(layer)) / norm
     return 0.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 
+import numpy as np
 import pytest
 import torch
 from one_by_one import VOCABULARY, alone, prompt
@@ -53,14 +54,16 @@ def test_more_plans_than_slots_wait_their_turn(model):
     assert answers[0].tokens != alone(model, requests[0].prompt, None, 2)
 
 
-def test_a_plan_that_never_fits_is_an_error(model):
+def test_a_plan_that_never_fits_is_an_error(model, monkeypatch):
     """Two phases do not go through one slot, however long they wait."""
     from steerfast import Plan, Term
 
     two = Plan((Term(vector(1), select="prompt"), Term(vector(2), select="generated")))
     with attach(model, slots=1) as handle:
-        with pytest.raises((TableFullError, ValueError), match="slots"):
-            generate_batch(handle, [(prompt(1, 3), two, {"max_new_tokens": 2})], **QUIET)
+        monkeypatch.setattr("steerfast.serving.batch._run", None)  # before anything runs
+        fits = (prompt(1, 3), None, {"max_new_tokens": 2})
+        with pytest.raises(TableFullError, match=r"request 1: .*needs 2 slots.*there are 1 in all"):
+            generate_batch(handle, [fits, (prompt(1, 3), two, {"max_new_tokens": 2})], **QUIET)
         handle.use(None).close()  # the handle is whole
 
 
@@ -109,6 +112,45 @@ def test_bad_requests_are_named_before_anything_runs(model, request_, error, mes
     with pytest.raises(error, match=message):
         generate_batch(model, [([1, 2], None, {"max_new_tokens": 1}), request_], **QUIET)
     assert "forward" not in vars(model.model.layers[0])
+
+
+BAD = [
+    (None, TypeError, "sampling of request 1 is a NoneType"),
+    ({"max_new_tokens": True}, TypeError, "max_new_tokens of request 1 is an integer"),
+    ({"max_new_tokens": 2.0}, TypeError, "max_new_tokens of request 1 is an integer"),
+    ({"max_new_tokens": 0}, ValueError, "max_new_tokens of request 1 is a whole number from 1"),
+    ({"max_new_tokens": 2**31}, ValueError, "request 1 has max_new_tokens .* has positions for"),
+    ({"eos_token_id": "</s>"}, TypeError, "eos_token_id of request 1 is an integer"),
+    ({"eos_token_id": [1, None]}, TypeError, "eos_token_id of request 1 is an integer"),
+    ({"eos_token_id": VOCABULARY}, ValueError, f"eos_token_id .* 0 to {VOCABULARY - 1}"),
+    ({"do_sample": 1}, TypeError, "do_sample of request 1 is true or false"),
+    ({"do_sample": True, "temperature": 0}, ValueError, "request 1 samples at temperature 0"),
+    ({"temperature": float("nan")}, ValueError, "temperature of request 1 is nan"),
+    ({"temperature": -1}, ValueError, "temperature of request 1"),
+    ({"top_k": 1.5}, TypeError, "top_k of request 1"),
+    ({"top_p": 1.1}, ValueError, "top_p of request 1"),
+    ({"seed": "7"}, TypeError, "seed of request 1"),
+    ({"seed": [7]}, TypeError, "seed of request 1"),
+    ({"seed": 2**70}, ValueError, "seed of request 1"),
+    ({7: 7}, ValueError, "request 1 asks for 7"),
+]
+
+
+@pytest.mark.parametrize(("sampling", "error", "message"), BAD, ids=[case[2] for case in BAD])
+def test_bad_sampling_is_refused_before_anything_runs(model, sampling, error, message, monkeypatch):
+    monkeypatch.setattr("steerfast.serving.batch._run", None)
+    with pytest.raises(error, match=message):
+        generate_batch(model, [([1, 2], None, {}), ([1, 2], None, sampling)], **QUIET)
+
+
+def test_sampling_of_other_libraries_is_plain_in_the_end(model):
+    """numpy's numbers and lists of end tokens do what Python's do; what is None was not said."""
+    ids = prompt(3, 4)
+    free = alone(model, ids, None, 6)
+    ending = {"eos_token_id": np.array([free[2], 0]), "max_new_tokens": np.int64(6), "seed": None}
+    plain = {"eos_token_id": [free[2], 0], "max_new_tokens": 6}
+    answers = generate_batch(model, [(ids, None, ending), (ids, None, plain)], **QUIET)
+    assert answers[0].tokens == answers[1].tokens == free[: free.index(free[2]) + 1]
 
 
 SHORT = {"max_new_tokens": 4}
