@@ -25,7 +25,7 @@ PUBLIC = {
         "extract_corpora": "model tokenizer positive negative name position layers max_tokens "
         "batch_size progress",
         "extract_pairs": "model tokenizer pairs name position layers batch_size progress",
-        "load_plan": "path",
+        "load_plan": "path vectors",
         "load_vector": "path",
         "save_plan": "plan path inline",
         "save_vector": "vector path",

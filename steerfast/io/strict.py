@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-_LARGEST = 2**63 - 1
+LARGEST = 2**63 - 1
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -56,7 +56,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 20 or not -_LARGEST - 1 <= int(text) <= _LARGEST:
+    if len(text) > 20 or not -LARGEST - 1 <= int(text) <= LARGEST:
         raise ValueError(f"holds the integer {_short(text)}, which 64 bits do not")
     return int(text)
 

@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from steerfast.io.plans import plan_to_json
 from steerfast.plans.plan import Plan
 from steerfast.plans.selectors import final_token
-from steerfast.plans.term import Term
-from steerfast.plans.vector import SteeringVector
+from steerfast.plans.slim import slim
 from steerfast.routing.itinerary import NEVER
 from steerfast.table.lowering import Lowered, Origin, lower
 from steerfast.table.packing import Cost, pack
@@ -52,7 +50,7 @@ def prepare(plan: Plan, room: Cost | None = None) -> Prepared | None:
     if not any(phase.sites for phase in lowered.phases):
         return None
     cost = Cost(packed.slots, len(set(packed.directions)), len(set(packed.programs)))
-    return Prepared(plan, lowered, cost, plan_to_json(_slim(plan)))
+    return Prepared(plan, lowered, cost, plan_to_json(slim(plan, provenance=False)))
 
 
 def to_wire(prepared: Prepared, length: int, prompt: Sequence[int] | None) -> dict[str, Any]:
@@ -103,27 +101,3 @@ def block_key(wire: dict[str, Any], start: int, stop: int) -> str | None:
     moves = (None, start - wire["prompt"], wire["prompt"])[wire["moves"]]
     content = repr((wire["digest"], parts, moves))
     return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def _slim(plan: Plan) -> Plan:
-    """The same plan with the directions and norms that it uses; its digest stays."""
-
-    def slim(vector: SteeringVector, layers: Sequence[int], norms: bool = False) -> SteeringVector:
-        kept = {layer: vector.directions[layer] for layer in layers}
-        return SteeringVector(vector.name, kept, vector.stream_norms if norms else {})
-
-    def term(one: Term) -> Term:
-        layers = one.steered_layers
-        return replace(
-            one,
-            vector=slim(one.vector, layers, one.scale == "stream"),
-            read=one.read and slim(one.read, layers),
-            second=one.second and slim(one.second, layers),
-            gate=one.gate and replace(one.gate, key=slim(one.gate.key, layers)),
-        )
-
-    condition = plan.condition
-    if condition is not None:
-        tests = tuple(replace(test, key=slim(test.key, [test.layer])) for test in condition.tests)
-        condition = replace(condition, tests=tests)
-    return replace(plan, terms=tuple(term(one) for one in plan.terms), condition=condition)
