@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from steerfast.errors import SteerfastError, TableFullError
+from steerfast.models.cautions import Cautions
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.generation import Loop
 from steerfast.models.rebind import Rebindings
@@ -108,6 +107,7 @@ class Handle:
         self.model = model
         self.model_name = model_name
         self._shared = shared
+        self._cautions = Cautions(model, model_name)
         self._rebindings = rebindings
         self._stack: list[Use] = []
         self._attached = True
@@ -140,7 +140,8 @@ class Handle:
         returns on exit.
 
         Raises ValueError for a plan that does not fit the model, SteerfastError if the table is full
-        or the handle is detached; warns if a vector names another model. Nothing changes then.
+        or the handle is detached. Nothing changes then. Warns of a vector from another model, and of a plan
+        that adds more than the stream's typical norm over its layers.
         """
         single, wanted = self._checked(plans)
         lengths, ids = known_prompts(prompt_lengths, prompts)
@@ -179,7 +180,7 @@ class Handle:
             if not isinstance(plan, Plan):
                 raise TypeError(f"use() takes plans (or None), got {type(plan).__name__}")
             self.table.check(plan)
-            self._warn_of_other_model(plan)
+            self._cautions.of_model(plan)
         return single, wanted
 
     def _change(self, use: Use, plans: Plans) -> None:
@@ -208,7 +209,10 @@ class Handle:
         try:
             for plan in plans:
                 entries.append(None if plan is None else self.table.acquire(plan))
-        except Exception:
+            for entry in entries:
+                if entry is not None:
+                    self._cautions.of_dose(entry)
+        except Exception:  # a warning too, where warnings are errors
             self._release(entries)
             raise
         return entries
@@ -276,14 +280,3 @@ class Handle:
         for entry in entries:
             if entry is not None:
                 self.table.release(entry)
-
-    def _warn_of_other_model(self, plan: Plan) -> None:
-        here = PurePath(self.model_name).name
-        for term in plan.terms:
-            there = PurePath(str(term.vector.provenance.get("model", ""))).name
-            if here and there and here != there:
-                warnings.warn(
-                    f"vector {term.vector.name!r} was extracted from {there!r}, but this model is {here!r}; "
-                    "a direction rarely means the same in another model",
-                    stacklevel=4,
-                )
