@@ -5,8 +5,7 @@ python docs/examples/a_plan_a_row.py [MODEL]    a folder or hub id of a Llama; d
 
 import sys
 
-from steerfast import Schedule, attach, contrast, extract_pairs, steer
-from steerfast.models.load import load_model
+from steerfast import Schedule, attach, contrast, extract_pairs, load_model, steer
 
 model, tokenizer, name = load_model(sys.argv[1] if len(sys.argv) > 1 else None)
 tokenizer.padding_side = "left"

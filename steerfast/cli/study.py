@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steerfast.cli.console import app, emit, load, screen, stages
+from steerfast.cli.console import app, emit, load, paper, stages
 from steerfast.cli.options import DtypeOption, JsonFlag, ModelOption
 
 study = typer.Typer(no_args_is_help=True, help="Studies: a configuration and one runner each.")
@@ -162,19 +161,19 @@ def _study(
 
 
 def _finish(results: dict[str, Any], folder: Path, as_json: bool) -> None:
-    """Figures, report, and the tables on the screen."""
+    """Figures, report, and the tables."""
     from steerfast.experiments.figures import figures
     from steerfast.experiments.report import tables, write_report
 
     for number, drawing in enumerate(figures(results).values(), 1):
         (folder / f"figure-{number}.svg").write_text(drawing, encoding="utf-8")
     page = write_report(results, folder / "report.html")
-    where = screen if as_json else Console()
+    out = paper(as_json)
     for rows in tables(results):
         table = Table(*rows.head, title=rows.caption, title_justify="left")
         for row in rows.rows:
             table.add_row(*(Text(cell) for cell in row))
-        where.print(table)
-    screen.print(Text(f"report: {os.fspath(page)}"))
+        out.print(table)
+    out.print(Text(f"report: {os.fspath(page)}"), soft_wrap=True)
     facts = {"results": str(folder / "results.json"), "report": str(page), "kind": results["kind"]}
     emit(as_json, facts)

@@ -175,7 +175,7 @@ def refuse_text(texts: Iterable[str], what: str) -> None:
     if isinstance(texts, (str, bytes, PurePath)):
         raise TypeError(
             f"{what} takes an iterable of texts, and {str(texts)[:60]!r} is one; give [text], or read a file with "
-            "steerfast.extraction.texts.read_texts(path)"
+            "steerfast.extraction.read_texts(path)"
         )
 
 

@@ -10,7 +10,7 @@ from steerfast.models.fingerprint import same_weights
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_name
 from steerfast.plans.vector import SteeringVector
-from steerfast.table.dose import doses
+from steerfast.table.dose import greatest
 from steerfast.table.table import Entry
 
 _REMEMBERED = 1024
@@ -56,8 +56,7 @@ class Cautions:
         digest = entry.plan.digest
         if digest not in self._doses:
             _forget(self._doses)
-            every = doses(entry.plan, entry.phases)
-            worst: dict[int, float] = max(every, key=lambda one: sum(one.values()), default={})
+            worst = greatest(entry.plan, entry.phases)
             top = max(worst, key=lambda site: worst[site], default=-1)
             self._doses[digest] = (sum(worst.values()), len(worst), top)
         amount, sites, top = self._doses[digest]

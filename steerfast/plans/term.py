@@ -234,7 +234,7 @@ class Term:
             raise ValueError(
                 f"scale 'stream' needs the stream norm of layer {source}, which vector "
                 f"{self.vector.name!r} does not carry; add it with "
-                "steerfast.extraction.extract.with_stream_norms(vector, model, tokenizer, texts)"
+                "steerfast.with_stream_norms(vector, model, tokenizer, texts)"
             )
         return self.vector.stream_norms[source]
 

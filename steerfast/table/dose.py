@@ -47,6 +47,11 @@ def doses(plan: Plan, phases: Iterable[Phase]) -> list[dict[int, float]]:
     return found
 
 
+def greatest(plan: Plan, phases: Iterable[Phase]) -> dict[int, float]:
+    """{site: dose} of the phase that adds most in all."""
+    return max(doses(plan, phases), key=lambda phase: sum(phase.values()), default={})
+
+
 def _layer(site: int) -> int:
     """The layer whose output the site's stream resembles; ``resid_pre`` of layer 0 has none: -1."""
     return (site - 1) // 2 if site else -1
