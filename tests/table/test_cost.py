@@ -43,7 +43,7 @@ PLANS = {  # the phases, slots, rows of the bank and programs that one counts by
     ),
     "each removed": (steer(A, operator="ablate"), ("all",), 1, LAYERS, LAYERS),
     "nothing": (steer(A, 0.0), (), 0, 0, 0),
-    "a condition": (steer(A, 1.0, layers=4, condition=Condition(Test("cosine", B, 2))), None, 1, 2, 0),
+    "a condition": (steer(A, 1.0, layers=4, condition=Condition(Test("cosine", B, 2))), None, 2, 2, 0),
     "by position": (
         steer(SteeringVector("p", {2: torch.randn(3, WIDTH)}), select=First(3)), None, 3, 3, 0
     ),
