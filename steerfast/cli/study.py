@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,6 +14,9 @@ from rich.text import Text
 
 from steerfast.cli.console import app, emit, load, paper, stages
 from steerfast.cli.options import DtypeOption, JsonFlag, ModelOption
+
+if TYPE_CHECKING:
+    from steerfast.experiments.study import Work
 
 study = typer.Typer(no_args_is_help=True, help="Studies: a configuration and one runner each.")
 app.add_typer(study, name="study")
@@ -58,13 +61,12 @@ def broad(
     from steerfast.experiments.corpora import read_corpus
     from steerfast.experiments.study import study_broad
 
-    def run(study: Any, config: Any) -> dict[str, Any]:
+    def work(config: Any) -> Work:
         given = {"text": text, "code": code, "tokens": tokens}
-        config = replace(config, **{name: value for name, value in given.items() if value})
-        texts, codes = read_corpus(config.text), read_corpus(config.code)
-        return study_broad(study, config, text=texts, code=codes)
+        config = replace(config, **{n: value for n, value in given.items() if value is not None})
+        return study_broad(config, text=read_corpus(config.text), code=read_corpus(config.code))
 
-    _study("broad", preset, out, model, dtype, ray, json_, run)
+    _study("broad", preset, out, model, dtype, ray, json_, work)
 
 
 @study.command()
@@ -88,10 +90,10 @@ def behaviours(
     from steerfast.experiments.corpora import read_corpus
     from steerfast.experiments.study import study_behaviours
 
-    def run(study: Any, config: Any) -> dict[str, Any]:
-        return study_behaviours(study, config, data=data, texts=read_corpus(text))
+    def work(config: Any) -> Work:
+        return study_behaviours(config, data=data, texts=read_corpus(text))
 
-    _study("behaviours", preset, out, model, dtype, ray, json_, run)
+    _study("behaviours", preset, out, model, dtype, ray, json_, work)
 
 
 @study.command()
@@ -107,10 +109,10 @@ def sparsity(
     from steerfast.experiments.corpora import read_corpus
     from steerfast.experiments.study import study_sparsity
 
-    def run(study: Any, config: Any) -> dict[str, Any]:
-        return study_sparsity(study, config, texts=read_corpus(text))
+    def work(config: Any) -> Work:
+        return study_sparsity(config, texts=read_corpus(text))
 
-    _study("sparsity", preset, out, model, dtype, False, json_, run)
+    _study("sparsity", preset, out, model, dtype, False, json_, work)
 
 
 @study.command()
@@ -134,9 +136,10 @@ def _study(
     dtype: str | None,
     ray: bool,
     as_json: bool,
-    run: Callable[[Any, Any], dict[str, Any]],
+    work_of: Callable[[Any], Work],
 ) -> None:
-    """Load, run, report: the same for every kind of study."""
+    """Look at the data and the folder, load, run, report: the same for every kind of study."""
+    from steerfast.experiments.claim import check_folder
     from steerfast.experiments.config import load_preset
     from steerfast.experiments.measure import Laboratory
     from steerfast.experiments.study import Study
@@ -146,6 +149,8 @@ def _study(
     if config is None:
         raise ValueError(f"preset {chosen.name} configures no study of {kind}")
     folder = out or Path(f"study-{kind}-{chosen.name}")
+    work = work_of(config)
+    check_folder(folder, work.identity)
     name, precision = model or chosen.model, dtype or chosen.dtype
     spread: Any = None
     if ray:
@@ -156,7 +161,7 @@ def _study(
         spread = RaySpread(name, precision, gpus=float(torch.cuda.is_available()))
     laboratory = Laboratory(load(name, precision))
     with stages() as stage:
-        results = run(Study(laboratory, folder, stage, spread), config)
+        results = Study(laboratory, folder, stage, spread).run(work)
     _finish(results, folder, as_json)
 
 

@@ -47,7 +47,11 @@ def load_model(
             model = AutoModelForCausalLM.from_pretrained(path, dtype=first, **options)
     except (OSError, ValueError) as error:
         # What is no folder here is taken for an id of the hub; its error then speaks of the hub alone.
-        absent = "" if name and Path(path).is_dir() else "there is no folder of that name here, and the hub: "
+        absent = (
+            ""
+            if name and Path(path).is_dir()
+            else "there is no folder of that name here, and the hub: "
+        )
         raise SteerfastError(f"cannot load model {name!r}: {absent}{error}") from error
     if "gguf_file" in options:
         model = _plain_copy(model, short)
