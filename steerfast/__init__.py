@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         extract_pairs,
         with_stream_norms,
     )
-    from steerfast.models import Handle, Report, attach
+    from steerfast.models import Handle, Report, attach, handle_of
     from steerfast.models.load import load_model
     from steerfast.table.cost import cost
 
@@ -39,6 +39,7 @@ _LAZY = {
     "cost": "steerfast.table.cost",
     "extract_corpora": "steerfast.extraction",
     "extract_pairs": "steerfast.extraction",
+    "handle_of": "steerfast.models",
     "load_model": "steerfast.models.load",
     "with_stream_norms": "steerfast.extraction",
 }
@@ -63,6 +64,7 @@ __all__ = [
     "cost",
     "extract_corpora",
     "extract_pairs",
+    "handle_of",
     "load_model",
     "load_plan",
     "load_vector",
@@ -81,3 +83,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

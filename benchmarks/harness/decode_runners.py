@@ -221,7 +221,7 @@ def op_times(model: Any, batch: int, plans: list[Plan | None]) -> dict[str, dict
         with handle.use(chosen), handle.generating(prompt) as loop:
             loop.step(2)
             loop.step(1)
-            site = shared.steering(site_index("resid_post", layer))
+            site = handle._shared.state.last.steering(site_index("resid_post", layer))
             views[name] = site._replace(
                 row_slot=site.row_slot.clone(), row_gain=site.row_gain.clone()
             )

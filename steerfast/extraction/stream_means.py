@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steerfast.extraction.stream_norms import NormHistogram
-from steerfast.models import find_decoder
+from steerfast.models import attachment_of, find_decoder
 from steerfast.models.evaluating import evaluating
 
 Position = Literal["last", "mean"] | int
@@ -83,8 +83,8 @@ def stream_means(
             raise ValueError(
                 f"cannot keep layer {layer}: this model has layers 0..{len(layers) - 1}"
             )
-    patched = getattr(getattr(decoder.forward, "__self__", None), "shared", None)
-    steered = patched is not None and patched.routing.in_use.active
+    patched = attachment_of(decoder)
+    steered = patched is not None and patched.in_use().active
     if steered:
         warnings.warn(
             "extracting under handle.use(): the vector is of the steered model", stacklevel=3

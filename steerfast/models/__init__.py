@@ -4,8 +4,10 @@
 batching are routed as they run; a handle says which plans are in use, and reports which rows were steered.
 """
 
+from steerfast.models.attachment import attachment_of
 from steerfast.models.checks import find_decoder
-from steerfast.models.handle import Handle, Report, Use
-from steerfast.models.patch import attach
+from steerfast.models.handle import Handle, Report
+from steerfast.models.patch import attach, handle_of
+from steerfast.models.use import Use
 
-__all__ = ["Handle", "Report", "Use", "attach", "find_decoder"]
+__all__ = ["Handle", "Report", "Use", "attach", "attachment_of", "find_decoder", "handle_of"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
@@ -14,10 +16,11 @@ from steerfast.table.dose import greatest
 from steerfast.table.table import Entry
 
 _REMEMBERED = 1024
+_PACKAGE = str(PurePath(__file__).parents[1])
 
 
 class Cautions:
-    """Of one attached model. What it is told is said to the caller of ``use``, three frames up."""
+    """Of one attached model; said to whoever called into the package."""
 
     def __init__(self, model: Any, name: str) -> None:
         self._model, self._name = model, name
@@ -39,7 +42,7 @@ class Cautions:
             warnings.warn(
                 f"vector {vector.name!r} was extracted from {there or 'a model'!r}, {is_other}; a direction rarely means "
                 "the same in another model",
-                stacklevel=4,
+                stacklevel=_outside(),
             )
 
     def _same_weights(self, vector: SteeringVector) -> bool | None:
@@ -51,9 +54,12 @@ class Cautions:
             self._same[recorded] = same_weights(recorded, self._model)
         return self._same[recorded]
 
-    def of_dose(self, entry: Entry) -> None:
-        """Warn of a plan that adds more, over all of its layers, than the stream's typical norm."""
-        digest = entry.plan.digest
+    def of_doses(self, entries: Iterable[Entry | None]) -> None:
+        """Warn of plans that add more, over all of their layers, than the stream's typical norm."""
+        for digest, entry in {one.plan.digest: one for one in entries if one is not None}.items():
+            self._of_dose(digest, entry)
+
+    def _of_dose(self, digest: str, entry: Entry) -> None:
         if digest not in self._doses:
             _forget(self._doses)
             worst = greatest(entry.plan, entry.phases)
@@ -68,8 +74,16 @@ class Cautions:
         warnings.warn(
             f"the plan adds {amount:.3g} times the stream's typical norm {where}; beyond about 0.3 text tends to fall "
             f"apart, and beyond 1 little is left of the prompt. Lower the coefficient{start}",
-            stacklevel=4,
+            stacklevel=_outside(),
         )
+
+
+def _outside() -> int:
+    """How far up the first frame outside of the package is, for who calls this."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _forget(known: dict[Any, Any]) -> None:

@@ -72,7 +72,8 @@ def _check_layer(layer: nn.Module, path: str) -> None:
     for current in (layer.__dict__.get("forward"), inner):
         if isinstance(getattr(current, "__self__", None), SteeredLayer):
             raise SteerfastError(
-                "this model is attached already (or a copy of one that was); use its handle, or detach it"
+                "this model is attached already (or a copy of one that was); use its handle, or detach it: "
+                "steerfast.handle_of(model).detach()"
             )
     _check_class(layer, "LlamaDecoderLayer", path)
     if "forward" in layer.__dict__ and not by_accelerate:

@@ -8,25 +8,23 @@ keys and values to an unsteered request with the same prompt.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from steerfast.errors import SteerfastError
+from steerfast.models.attachment import Attachment
+from steerfast.models.stand_in import StandIn
 from steerfast.plans.plan import Plan
 from steerfast.routing.packed import PackedRequests
+from steerfast.routing.routing import Routing
 
 _DEFAULT: Any = object()  # no plan given: that of handle.use()
 _TOKEN_BITS, _SALT_BITS, _SALTED = 20, 11, 8  # block hashes take token ids as 32-bit integers
 
 
-class SteeredBatching:
+class SteeredBatching(StandIn):
     """Stands in for ``model.init_continuous_batching``."""
-
-    def __init__(self, shared: Any, original: Callable[..., Any]) -> None:
-        self.shared, self.original = shared, original
-        self.__signature__ = inspect.signature(original)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         manager = self.original(*args, **kwargs)
@@ -35,21 +33,17 @@ class SteeredBatching:
         return manager
 
 
-class SteeredBatch:
+class SteeredBatch(StandIn):
     """Stands in for ``model.generate_batch``: under ``handle.use([...])`` one plan per prompt."""
 
-    def __init__(self, shared: Any, original: Callable[..., Any]) -> None:
-        self.shared, self.original = shared, original
-        self.__signature__ = inspect.signature(original)
-
     def __call__(self, inputs: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> Any:
-        self.shared.routing.in_use.check_batch(
+        self.shared.in_use().check_batch(
             len(inputs), exact=True, what="generate_batch got {} prompts"
         )
         return self.original(inputs, *args, **kwargs)
 
 
-def _steer_manager(manager: Any, shared: Any) -> None:
+def _steer_manager(manager: Any, shared: Attachment) -> None:
     """Replace, on this manager, what adds requests, makes the processor and stops it."""
     for name in ("add_request", "add_requests", "_create_batch_processor", "stop", "output_router"):
         if not hasattr(manager, name):
@@ -59,7 +53,7 @@ def _steer_manager(manager: Any, shared: Any) -> None:
                 f"continuous batching of transformers {transformers.__version__} has no {name}, which steering "
                 "needs; generate() works, or use a version that is known here (5.17 to 5.23)"
             )
-    requests = PackedRequests(shared.routing)
+    requests = PackedRequests(Routing(shared.table))
     add, add_many = manager.add_request, manager.add_requests
     create, stop = manager._create_batch_processor, manager.stop
     manager.add_request = _AddRequest(manager, shared, requests, add)
@@ -88,7 +82,6 @@ def _steer_manager(manager: Any, shared: Any) -> None:
         try:
             return stop(*args, **kwargs)
         finally:
-            shared.packed_by = 0
             for name in requests.names():
                 requests.forget(name)
 
@@ -102,7 +95,11 @@ class _AddRequest:
     ``handle.use`` says."""
 
     def __init__(
-        self, manager: Any, shared: Any, requests: PackedRequests, original: Callable[..., Any]
+        self,
+        manager: Any,
+        shared: Attachment,
+        requests: PackedRequests,
+        original: Callable[..., Any],
     ) -> None:
         self.manager, self.shared, self.requests = manager, shared, requests
         self.original = original
@@ -111,9 +108,7 @@ class _AddRequest:
 
     def in_use(self) -> list[Plan | None]:
         """The plans of ``handle.use``, in order."""
-        return [
-            None if entry is None else entry.plan for entry in self.shared.routing.in_use.requests
-        ]
+        return [None if entry is None else entry.plan for entry in self.shared.in_use().requests]
 
     def __call__(
         self,
@@ -138,6 +133,7 @@ class _AddRequest:
                 plan = self.by_name[request_id] if len(plans) > 1 else plans[0]
             children = int(getattr(self.manager, "num_return_sequences", 1)) - 1
             self.requests.admit(request_id, plan, input_ids, children)
+            self.shared.note_sites(self.requests.measured)
         try:
             added = self.original(input_ids, request_id, *args, **kwargs)
         except Exception:
@@ -152,7 +148,7 @@ class _AddRequest:
             self.requests.forget(one)
 
 
-def _route_processor(processor: Any, shared: Any, requests: PackedRequests) -> None:
+def _route_processor(processor: Any, shared: Attachment, requests: PackedRequests) -> None:
     """Route every batch that the processor prepares, and follow requests to their end."""
     processor.steerfast_routed = True
     inputs, scheduler, cache = processor.inputs_and_outputs, processor.scheduler, processor.cache
@@ -168,7 +164,7 @@ def _route_processor(processor: Any, shared: Any, requests: PackedRequests) -> N
         count = [one.query_length for one in requests_in_batch]
         requests.route(names, first, count, max(int(kwargs.get("num_q_tokens", 0)), sum(count)))
         result = prepare(requests_in_batch, *args, **kwargs)
-        shared.packed_by = threading.get_ident()
+        shared.state.packed = requests.routing
         return result
 
     making_room = False

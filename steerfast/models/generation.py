@@ -7,29 +7,37 @@ case, and a compiled model finds its route ready in fixed buffers.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from steerfast.errors import SteerfastError
+from steerfast.models import scope
+from steerfast.models.attachment import Attachment
+from steerfast.models.scope import Scope
+from steerfast.models.stand_in import StandIn
 from steerfast.routing.in_use import InUse
 from steerfast.routing.positions import prompts_of
 from steerfast.routing.routing import Routing
+
+if TYPE_CHECKING:
+    from steerfast.models.use import Use
 
 
 class Generation:
     """One call of ``generate``.
 
     tokens: the ids of the prompts [R, T], None where embeddings were given. mask: theirs. width: columns of the
-    prompt, padding and tokens that a given cache already holds included.
+    prompt, padding and tokens that a given cache already holds included. use: what it began under.
     """
 
-    def __init__(self, tokens: Tensor | None, mask: Tensor | None, width: int) -> None:
-        self.tokens, self.mask, self.width = tokens, mask, width
+    def __init__(
+        self, tokens: Tensor | None, mask: Tensor | None, width: int, use: Use | None = None
+    ) -> None:
+        self.tokens, self.mask, self.width, self.use = tokens, mask, width, use
         self.complete = False  # the whole prompt has been seen, so its lengths are final
         self._lengths: tuple[int, ...] = ()
 
@@ -112,7 +120,7 @@ class Generation:
         return each
 
 
-class Loop:
+class Loop(Scope):
     """A decoding loop of one's own, in which ``generate`` would have said where prompts end.
 
         with handle.use(plans), handle.generating(ids, mask) as loop:
@@ -121,11 +129,12 @@ class Loop:
             loop.step(1)                                  # route one token of every row
             graph.replay()                                # or a compiled step, or model(...)
 
-    A step routes the forward that follows, into fixed buffers: a captured or compiled forward reads them.
+    A step routes the forward that follows in the same thread, into fixed buffers: a captured or compiled forward reads them.
     """
 
-    def __init__(self, shared: Any, tokens: Tensor, mask: Tensor | None) -> None:
-        self._shared, self._mask = shared, mask
+    def __init__(self, attachment: Attachment, tokens: Tensor, mask: Tensor | None) -> None:
+        super().__init__(attachment)
+        self._mask = mask
         self._batch, width = tokens.shape[:2]
         self._generation = Generation(tokens, mask, width)
         self.seen = 0
@@ -134,8 +143,6 @@ class Loop:
         """Route the next ``length`` columns of every row, after those so far or, if that was rewound, ``seen``."""
         if seen is not None:
             self.seen = seen
-        routing = self._shared.routing
-        routing.in_use.check_batch(self._batch, exact=False)
         mask, generation = self._mask, self._generation
         if generation.complete and self.seen >= generation.width:
             mask = None  # behind the prompt all are tokens
@@ -143,23 +150,25 @@ class Loop:
             mask = mask[:, : self.seen + length]
             more = self.seen + length - mask.shape[1]
             mask = torch.nn.functional.pad(mask, (0, more), value=1)
-        self._generation.route(routing, self._batch, length, mask, self.seen)
-        self._shared.routed(self._batch * length)
+        self.attachment.prepare(generation, self._batch, length, mask, self.seen)
+        shape = int(self._batch), length
+        self.attachment.forwards.note(
+            shape, self.attachment.routing, None
+        )  # no forward runs in a replay
         self.seen += length
 
     def __enter__(self) -> Loop:
+        scope.enter(self)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._shared.cancel_route()
+        self.is_open = False
+        scope.leave(self)
+        self.attachment.state.prepared = None
 
 
-class SteeredGenerate:
+class SteeredGenerate(StandIn):
     """Stands in for ``model.generate``."""
-
-    def __init__(self, shared: Any, original: Callable[..., Any]) -> None:
-        self.shared, self.original = shared, original
-        self.__signature__ = inspect.signature(original)  # transformers inspects it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shared = self.shared
@@ -175,16 +184,13 @@ class SteeredGenerate:
         flat = mask if mask is not None and mask.ndim == 2 else None
         if flat is not None:  # covers a given cache, which the prompt may not
             width = flat.shape[1]
-        shared.routing.in_use.check_batch(batch, exact=True, what="generate got {} prompts")
-        _check_healing(shared.routing.in_use, kwargs, self.original)
+        in_use = shared.in_use()
+        in_use.check_batch(batch, exact=True, what="generate got {} prompts")
+        _check_healing(in_use, kwargs, self.original)
         if mask is None:
             flat = _inferred(ids, kwargs, self.original)
-        outer, shared.generation = shared.generation, Generation(ids, flat, width)
-        try:
+        with shared.generating(Generation(ids, flat, width, shared.in_force())):
             return self.original(*args, **kwargs)
-        finally:
-            shared.generation = outer
-            shared.cancel_route()
 
 
 def _setting(name: str, kwargs: dict[str, Any], generate: Callable[..., Any]) -> Any:
@@ -218,18 +224,25 @@ def _check_healing(in_use: InUse, kwargs: dict[str, Any], generate: Callable[...
         )
 
 
-class SteeredPrepare:
+class SteeredPrepare(StandIn):
     """Stands in for ``model.prepare_inputs_for_generation``."""
-
-    def __init__(self, shared: Any, original: Callable[..., Any]) -> None:
-        self.shared, self.original = shared, original
-        self.__signature__ = inspect.signature(original)
 
     def __call__(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         prepared = self.original(input_ids, *args, **kwargs)
-        if self.shared.generation is not None:
+        generation = self.shared.state.generation
+        if generation is not None:
             tokens = prepared.get("input_ids")
             tokens = prepared["inputs_embeds"] if tokens is None else tokens
+            batch, length = map(int, tokens.shape[:2])
             mask = kwargs.get("attention_mask")  # before a static cache turns it into a 4-D one
-            self.shared.route_generated(tokens.shape[:2], mask, kwargs.get("past_key_values"))
+            seen = _seen(kwargs.get("past_key_values"), mask, length)
+            self.shared.prepare(generation, batch, length, mask, seen)
         return prepared
+
+
+def _seen(cache: Any, mask: Tensor | None, length: int) -> int:
+    """How many tokens a cache holds. A static one keeps that on the device; the mask says it too."""
+    seen = 0 if cache is None else cache.get_seq_length()
+    if isinstance(seen, int):
+        return seen
+    return int(seen) if mask is None else mask.shape[1] - length

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from steerfast.errors import SteerfastError
+from steerfast.models.attachment import Attachment
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.hand_over import NextNorm, at_hand, unobserved, watched_everywhere
 from steerfast.ops.records import Steering
 from steerfast.plans.sites import site_index
+from steerfast.routing.inputs import inputs_of
 
 
 class SteeredLayer:
     """The ``forward`` of one LlamaDecoderLayer."""
 
-    def __init__(self, layer: Any, index: int, shared: ForwardPass) -> None:
+    def __init__(self, layer: Any, index: int, shared: Attachment) -> None:
         self.layer = layer
         self.shared = shared
         self.norm_class = type(layer.input_layernorm)
@@ -54,15 +56,15 @@ class SteeredLayer:
             "position_embeddings": position_embeddings,
             **kwargs,
         }
-        layer, shared = self.layer, self.shared
-        rows = hidden_states.shape[0] * hidden_states.shape[1]
-        if not shared.running or rows != shared.routing.rows.slot.shape[0]:
-            shared.route_alone(rows)
+        layer = self.layer
+        now, whole = self.shared.forwards.of_layer(hidden_states)
         if layer.training and layer.gradient_checkpointing:
-            return self._checkpointed(hidden_states, attention)
-        return self._run(hidden_states, attention, shared.steering, hand_over=True)
+            return self._checkpointed(hidden_states, attention, now)
+        return self._run(hidden_states, attention, now, now.steering, hand_over=whole)
 
-    def _checkpointed(self, hidden_states: Tensor, attention: dict[str, Any]) -> Tensor:
+    def _checkpointed(
+        self, hidden_states: Tensor, attention: dict[str, Any], now: ForwardPass
+    ) -> Tensor:
         """Under gradient checkpointing the layer is one function that backward runs a second time: no
         cache, as in transformers, no hand-over, and steering by value."""
         if _checkpoints_in_call(self.layer):
@@ -71,9 +73,10 @@ class SteeredLayer:
                 "recomputation in backward would read the plans in force then, not those of the forward"
             )
         attention |= {"past_key_values": None, "use_cache": False}
-        frozen = {site: self.shared.frozen(site) for site in (self.mid_site, self.post_site)}
+        sites = self.mid_site, self.post_site
+        frozen = {site: self.shared.forwards.frozen(now, site) for site in sites}
         steering = frozen.__getitem__
-        run = partial(self._run, attention=attention, steering=steering, hand_over=False)
+        run = partial(self._run, attention=attention, now=now, steering=steering, hand_over=False)
         checkpoint: Callable[..., Tensor] = self.layer._gradient_checkpointing_func
         return checkpoint(run, hidden_states)
 
@@ -81,39 +84,40 @@ class SteeredLayer:
         self,
         hidden_states: Tensor,
         attention: dict[str, Any],
+        now: ForwardPass,
         steering: Callable[[int], Steering],
         hand_over: bool,
     ) -> Tensor:
-        layer, shared, fusing = self.layer, self.shared, self.shared.fusing
+        layer, ops, fusing = self.layer, self.shared.ops, now.fusing
         stream: Tensor = hidden_states
         input_norm, mid_norm = layer.input_layernorm, layer.post_attention_layernorm
-        taken = shared.take(stream, input_norm) if hand_over else None
+        taken = now.take(stream, input_norm) if hand_over else None
         normed = input_norm(stream) if taken is None else taken
         branch, _ = layer.self_attn(hidden_states=normed, **attention)
         if branch.dtype is not stream.dtype:
             branch, stream = _same_dtype(branch, stream)
         site = steering(self.mid_site)
         if fusing and at_hand(mid_norm, self.norm_class, stream):
-            stream, normed = shared.ops.steer_add_rms_norm(
+            stream, normed = ops.steer_add_rms_norm(
                 branch, stream, mid_norm.weight, mid_norm.variance_epsilon, site
             )
         else:
-            stream = shared.ops.steer_add(branch, stream, site)
+            stream = ops.steer_add(branch, stream, site)
             normed = mid_norm(stream)
-        shared.measure(stream, self.mid_site)
+        now.measure(stream, self.mid_site)
         branch = layer.mlp(normed)
         if branch.dtype is not stream.dtype:
             branch, stream = _same_dtype(branch, stream)
         norm = self._next_norm(stream) if fusing and hand_over else None
         site = steering(self.post_site)
         if norm is None:
-            stream = shared.ops.steer_add(branch, stream, site)
+            stream = ops.steer_add(branch, stream, site)
         else:
-            stream, normed = shared.ops.steer_add_rms_norm(
+            stream, normed = ops.steer_add_rms_norm(
                 branch, stream, norm.weight, norm.variance_epsilon, site
             )
-            shared.offer(stream, norm, normed)
-        shared.measure(stream, self.post_site)
+            now.offer(stream, norm, normed)
+        now.measure(stream, self.post_site)
         return stream
 
     def _next_norm(self, stream: Tensor) -> Any:
@@ -140,12 +144,13 @@ class SteeredNorm:
     """The ``forward`` of the final norm: what the last layer handed over, or the original."""
 
     def __init__(
-        self, norm: nn.Module, shared: ForwardPass, original: Callable[[Tensor], Tensor]
+        self, norm: nn.Module, shared: Attachment, original: Callable[[Tensor], Tensor]
     ) -> None:
         self.norm, self.shared, self.original = norm, shared, original
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        normed = self.shared.take(hidden_states, self.norm)
+        now = self.shared.now
+        normed = None if now is None else now.take(hidden_states, self.norm)
         return self.original(hidden_states) if normed is None else normed
 
 
@@ -156,7 +161,7 @@ class SteeredModel:
     def __init__(
         self,
         model: Any,
-        shared: ForwardPass,
+        shared: Attachment,
         original: Callable[..., Any],
         layers: list[SteeredLayer],
         first: NextNorm,
@@ -186,44 +191,47 @@ class SteeredModel:
                 input_ids=input_ids, inputs_embeds=inputs_embeds, **inputs, **cache
             )
         self._check_layers()
-        shared = self.shared
-        shared.fusing = not watched_everywhere()
+        shared, fusing = self.shared, not watched_everywhere()
         given: Any = input_ids if inputs_embeds is None else inputs_embeds
-        shared.begin(
-            given, self._device(given), input_ids, attention_mask, position_ids, past_key_values
-        )
+        routed_by = inputs_of(given, input_ids, attention_mask, position_ids, past_key_values)
+
+        def run(now: ForwardPass, **cache: Any) -> Any:
+            stream = self._steered(now, self._embedded(input_ids, inputs_embeds))
+            return self.original(input_ids=None, inputs_embeds=stream, **inputs, **cache)
+
+        if torch.compiler.is_compiling():
+            traced = shared.compiled.traced
+            traced.begin(routed_by, shared.measured, fusing)
+            output = run(traced, **cache)
+            traced.end()
+            return output
+        with shared.forwards.running(routed_by, self._device(given), fusing) as now:
+            if now.reads_first:
+                # Rows behind the prompt depend, in every layer, on what conditions read at its end.
+                with torch.no_grad(), now.reading_only():
+                    run(now, past_key_values=None, use_cache=False)
+            return run(now, **cache)
+
+    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.model.embed_tokens(input_ids)
-        if not torch.compiler.is_compiling() and shared.routing.measure_first:
-            # Rows behind the prompt depend, in every layer, on what conditions read at its end.
-            with torch.no_grad(), shared.routing.reading_only():
-                self._run(inputs_embeds, {**inputs, "past_key_values": None, "use_cache": False})
-        return self._run(inputs_embeds, {**inputs, **cache})
+        return inputs_embeds
 
     def _device(self, given: Tensor) -> torch.device:
         """Where the layers run. Of an offloaded model the inputs know."""
         at: torch.device = self.model.embed_tokens.weight.device
         return given.device if at.type == "meta" else at
 
-    def _run(self, embeddings: Tensor, inputs: dict[str, Any]) -> Any:
-        self.shared.running = True
-        try:
-            return self.original(input_ids=None, inputs_embeds=self._steered(embeddings), **inputs)
-        finally:
-            self.shared.running = False
-
-    def _steered(self, stream: Tensor) -> Tensor:
+    def _steered(self, now: ForwardPass, stream: Tensor) -> Tensor:
         """There is no branch to add yet, but a norm to hand over."""
-        shared, site = self.shared, self.shared.steering(0)
-        norm = self.first.ready(stream) if shared.fusing else None
+        ops, site = self.shared.ops, now.steering(0)
+        norm = self.first.ready(stream) if now.fusing else None
         if norm is None:
-            stream = shared.ops.steer(stream, site)
+            stream = ops.steer(stream, site)
         else:
-            stream, normed = shared.ops.steer_rms_norm(
-                stream, norm.weight, norm.variance_epsilon, site
-            )
-            shared.offer(stream, norm, normed)
-        shared.measure(stream, 0)
+            stream, normed = ops.steer_rms_norm(stream, norm.weight, norm.variance_epsilon, site)
+            now.offer(stream, norm, normed)
+        now.measure(stream, 0)
         return stream
 
     def _check_layers(self) -> None:

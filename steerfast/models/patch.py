@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from steerfast.errors import SteerfastError
+from steerfast.models import scope
+from steerfast.models.attachment import Attachment, attachment_of
 from steerfast.models.checks import check_decoder, check_peft, find_decoder
 from steerfast.models.continuous import SteeredBatch, SteeredBatching
-from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.generation import SteeredGenerate, SteeredPrepare
 from steerfast.models.hand_over import NextNorm
 from steerfast.models.handle import Handle
@@ -51,22 +53,38 @@ def attach(
     check_decoder(decoder, path)
     check_peft(model)
     sites = frozenset(site_index(site, layer) for site, layer in measured)
-    shared = _forward_pass(decoder, slots, bank_rows, programs, backend, sites)
-    rebindings = Rebindings()
-    name = str(getattr(decoder.config, "_name_or_path", ""))
+    shared = _attachment(decoder, slots, bank_rows, programs, backend, sites)
+    rebindings = shared.rebindings
     _rebind_decoder(decoder, path, shared, rebindings)
     _rebind_generation(model, decoder, shared, rebindings)
-    return Handle(model, shared, rebindings, name)
+    scope.follow_threads()
+    return Handle(model, shared)
 
 
-def _forward_pass(
+def handle_of(model: nn.Module) -> Handle:
+    """The handle of a model that is attached: of one whose handle was lost, or of a copy.
+
+        handle_of(model).detach()
+
+    Raises TypeError for something that is no module, SteerfastError for a model that is not attached.
+    """
+    decoder, _ = find_decoder(model)
+    shared = attachment_of(decoder)
+    if shared is None:
+        raise SteerfastError(
+            f"this {type(model).__name__} is not attached; attach(model) gives a handle"
+        )
+    return Handle(model, shared)
+
+
+def _attachment(
     decoder: Any,
     slots: int,
     bank_rows: int | None,
     programs: int | None,
     backend: str | None,
     measured: frozenset[int],
-) -> ForwardPass:
+) -> Attachment:
     weight = decoder.layers[0].input_layernorm.weight
     # An offloaded model's weights are on meta; the table then follows the first input.
     device = torch.device("cpu") if weight.device.type == "meta" else weight.device
@@ -75,10 +93,11 @@ def _forward_pass(
     chosen = backends.resolve(backend, device)
     layers, width = len(decoder.layers), int(decoder.config.hidden_size)
     table = Table(layers, width, slots=slots, bank_rows=bank_rows, programs=programs, device=device)
-    return ForwardPass(table, chosen, measured)
+    name = str(getattr(decoder.config, "_name_or_path", ""))
+    return Attachment(table, chosen, name, measured)
 
 
-def _rebind_decoder(decoder: Any, path: str, shared: ForwardPass, rebindings: Rebindings) -> None:
+def _rebind_decoder(decoder: Any, path: str, shared: Attachment, rebindings: Rebindings) -> None:
     norm_is_plain = "forward" not in decoder.norm.__dict__
     steered = [SteeredLayer(layer, index, shared) for index, layer in enumerate(decoder.layers)]
     for index, ours in enumerate(steered):
@@ -104,11 +123,10 @@ def _rebind_decoder(decoder: Any, path: str, shared: ForwardPass, rebindings: Re
 
 
 def _rebind_generation(
-    model: nn.Module, decoder: nn.Module, shared: ForwardPass, rebindings: Rebindings
+    model: nn.Module, decoder: nn.Module, shared: Attachment, rebindings: Rebindings
 ) -> None:
     from transformers import GenerationMixin
 
-    shared.routing.knows_generate = False
     for name, module in model.named_modules():
         if isinstance(module, GenerationMixin) and any(m is decoder for m in module.modules()):
             where, prepare = name or "model", "prepare_inputs_for_generation"
@@ -118,7 +136,6 @@ def _rebind_generation(
                 batching = "init_continuous_batching"
                 rebindings.rebind(module, where, batching, partial(SteeredBatching, shared))
                 rebindings.rebind(module, where, "generate_batch", partial(SteeredBatch, shared))
-            shared.routing.knows_generate = True
 
 
 def _ignoring(ours: Any, original: Any) -> Any:

@@ -54,13 +54,30 @@ class InUse:
         return bool(self.measured)
 
     @cached_property
+    def by_prompt(self) -> bool:
+        """Whether any plan asks where its prompt ends, or what is in it."""
+        return any(
+            entry is not None
+            and bool(
+                set(entry.lowered.origins) - {"start"}
+                or entry.plan.schedule
+                or entry.plan.condition
+            )
+            for entry in self.requests
+        )
+
+    @cached_property
     def by_position(self) -> bool:
-        """Whether any plan asks where its prompt ends."""
+        """Whether any plan asks where in its request a token is."""
         return any(
             entry is not None
             and bool(entry.lowered.origins or entry.plan.schedule or entry.plan.condition)
             for entry in self.requests
         )
+
+    def tells_sequences(self, batch: int) -> bool:
+        """Whether it matters to these plans that a row of a batch holds several sequences."""
+        return self.by_position or self.count not in (None, batch)
 
     def check_batch(self, batch: int, exact: bool, what: str = "the batch has {} rows") -> None:
         """ValueError unless these plans fit a batch. exact: as many rows as plans; else a multiple will do."""
@@ -88,6 +105,26 @@ class InUse:
                     f"plan {entry.plan.digest[:8]} has a condition that averages over the prompt, but a cache brings "
                     f"{seen} of its tokens; generate without it, or test the last token only"
                 )
+
+    def of_sequences(self, batch: int, row_of: Sequence[int]) -> tuple[Entry | None, ...]:
+        """The request of every one of the sequences packed into a batch: that of its row, or a list has one for each.
+
+        row_of: the row that holds each. ValueError for another number of plans, or of prompt lengths.
+        """
+        sequences = len(row_of)
+        if self.lengths is not None and len(self.lengths) != sequences:
+            raise ValueError(
+                f"use() was given {len(self.lengths)} prompt lengths, but the batch packs {sequences} sequences into "
+                f"{batch} rows (its position ids start again); give one length per sequence"
+            )
+        if self.single or len(self.requests) == sequences:
+            return self.each(sequences)
+        if len(self.requests) != batch:
+            raise ValueError(
+                f"use() was given {len(self.requests)} plans, but the batch packs {sequences} sequences into {batch} rows "
+                "(its position ids start again); give a plan per sequence, per row, or one for all"
+            )
+        return tuple(self.requests[row] for row in row_of)
 
     def unprepared(self, batch: int, generated: int) -> InUse:
         """These plans for the rows of a forward that came unannounced inside ``generate``: guidance, another extra pass.

@@ -50,10 +50,7 @@ def itinerary(
             for origin, offsets in zip(lowered.origins, lowered.offsets, strict=True)
         )
         if back or plan.schedule is not None:
-            raise SteerfastError(
-                f"plan {plan.digest[:8]} counts from the prompt's end, which a forward outside of generate does not "
-                "know; say where it is: handle.use(plans, prompt_lengths=[...])"
-            )
+            raise _unknown_end(entry)
     places["prompt_end"] = NEVER if prompt_length is None else prompt_length
     for sequence in lowered.sequences:
         if prompt is None:
@@ -65,6 +62,8 @@ def itinerary(
     course = [(position, phase) for position, phase in lowered.course(places) if position < NEVER]
     assert len(course) <= MAX_SEGMENTS
     slots = [UNSTEERED if phase < 0 else entry.slots[phase] for _, phase in course]
+    if prompt_length is None and "prompt_end" in lowered.origins and max(slots, default=-1) < 0:
+        raise _unknown_end(entry)
     starts = [position for position, _ in course]
     if plan.schedule is None:
         return Itinerary(tuple(starts), tuple(slots))
@@ -73,6 +72,26 @@ def itinerary(
     return Itinerary(
         tuple(starts), tuple(slots), at, tuple(gain for _, gain in plan.schedule.points)
     )
+
+
+def _unknown_end(entry: Entry) -> SteerfastError:
+    return SteerfastError(
+        f"plan {entry.plan.digest[:8]} counts from the prompt's end, which a forward outside of generate does not "
+        "know; say where it is: handle.use(plans, prompt_lengths=[...])"
+    )
+
+
+def check_acts_in_prompts(
+    entries: Sequence[Entry | None], each: Sequence[Itinerary], lengths: Sequence[int]
+) -> None:
+    """SteerfastError for a plan that acts on nothing but what comes behind a prompt, in a forward that is all prompt
+    because nobody said where prompts end."""
+    for entry, one, length in zip(entries, each, lengths, strict=True):
+        if entry is None or "prompt_end" not in entry.lowered.origins or not one.slots:
+            continue
+        acts = [start for start, slot in zip(one.starts, one.slots, strict=True) if slot >= 0]
+        if acts and min(acts) >= length:
+            raise _unknown_end(entry)
 
 
 def itineraries(

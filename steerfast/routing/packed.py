@@ -52,6 +52,7 @@ class PackedRequests:
         self._seat_of: dict[
             str, int
         ] = {}  # where the router keeps the itinerary of whom it has seen
+        self.measured: set[int] = set()  # sites where conditions of requests read
         self._router = make_router(SEATS)
         self._verdicts = Verdicts(SEATS, routing.table.device)
         self._seated: dict[int, Itinerary] = {}
@@ -70,22 +71,22 @@ class PackedRequests:
             if name in self._live:
                 raise ValueError(f"there is a live request {name!r} already; give another name")
             tokens = tuple(int(token) for token in prompt)
-            entry = None if plan is None else self.routing.table.acquire(plan)
+            table = self.routing.table
+            entry = None if plan is None else table.acquire(plan)
             try:
                 itinerary(entry, len(tokens), tokens)
             except Exception:
                 assert entry is not None
-                self.routing.table.release(entry)
+                table.release(entry)
                 raise
             family = {name: Packed(entry, tokens)}
             for child in (f"{name}__child#{number}" for number in range(children)):
-                if entry is not None:
-                    entry.holders += 1
+                if plan is not None:
+                    table.acquire(plan)
                 family[child] = Packed(entry, tokens, forked_from=name)
             self._live.update(family)
             if entry is not None and entry.plan.condition is not None:
-                sites = {test.measured_at for test in entry.plan.condition.tests}
-                self.routing.measured = self.routing.measured | sites
+                self.measured |= {test.measured_at for test in entry.plan.condition.tests}
                 self._conditional.update(family)
 
     def forget(self, name: str) -> None:
@@ -150,7 +151,7 @@ class PackedRequests:
             routing.served = self._live_entries
             routing.judging, routing.measure_first = self._verdicts, False
             # A captured graph looks at every step, so that it need not know who is in the batch.
-            routing.measuring = bool(routing.measured) and routing.table.device.type == "cuda"
+            routing.measuring = bool(self.measured) and routing.table.device.type == "cuda"
             if self._conditional:
                 self._judge(names, first, count)
 

@@ -1,4 +1,4 @@
-"""Absolute positions of a batch's tokens, from a padding mask, position ids or a cache's length."""
+"""Absolute positions of a batch's tokens, from a padding mask or a cache's length."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from torch import Tensor
 
 
 def positions_of(
-    mask: Tensor | None,
-    position_ids: Tensor | None,
-    seen: int | Tensor,
-    length: int,
-    device: torch.device,
+    mask: Tensor | None, seen: int | Tensor, length: int, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """(positions [B or 1, T] int64, real [B, T] or None) of the ``length`` tokens after the ``seen`` of a cache.
+    """(positions [B or 1, T] int64, real [B, T] or None) of the ``length`` tokens after the ``seen`` of a cache: how many
+    tokens come before each, whatever number the model's own embedding of positions starts at.
 
-    mask: [B, seen + T], zero for padding, which has no position. ValueError for a mask that is too short.
+    mask: [B, seen + T], zero for padding, which has no position; any other value is a token. ValueError for a mask that is
+    too short.
     """
     here = torch.arange(length, device=device) + seen
     if mask is not None:
@@ -27,10 +25,8 @@ def positions_of(
                 f"attention_mask covers {mask.shape[1]} tokens, but the cache holds {seen} and "
                 f"{length} more come; pass the mask of the whole sequence"
             )
-        positions = mask.to(torch.int64).cumsum(-1) - 1
-        return positions.index_select(1, here), mask.index_select(1, here)
-    if position_ids is not None:
-        return position_ids.to(device, torch.int64), None
+        mask = (mask != 0).to(torch.int64)
+        return (mask.cumsum(-1) - 1).index_select(1, here), mask.index_select(1, here)
     return here.unsqueeze(0), None
 
 

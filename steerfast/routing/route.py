@@ -102,13 +102,16 @@ class Route:
             for name, values in padded(itineraries).items():
                 getattr(self, name)[:count].copy_(torch.from_numpy(values))
 
-    def look_up(self, batch: int, positions: Tensor, real: Tensor | None) -> Rows:
+    def look_up(
+        self, batch: int, positions: Tensor, real: Tensor | None, seat: Tensor | None = None
+    ) -> Rows:
         """The route of the tokens of a batch, B * T rows.
 
         positions: [B or 1, T] int64, absolute (padding does not count). real: [B, T], nonzero for
-        tokens, zero for padding; None: no padding. The seat of a row is its place in the batch.
+        tokens, zero for padding; None: no padding. seat: [B] int64; by default the place in the batch.
         """
-        request = self.of_row[:batch]
+        seat = torch.arange(batch, device=self.device) if seat is None else seat
+        request = self.of_row[seat]
         positions = positions.expand(batch, -1).contiguous()
         there = (request >= 0)[:, None]
         real = there if real is None else there & (real != 0)
@@ -116,7 +119,7 @@ class Route:
         place = torch.searchsorted(self.starts[request], positions, right=True) - 1
         slot = self.slots[request].gather(1, place.clamp(min=0))
         steered = real & (place >= 0)
-        seat = torch.arange(batch, device=self.device)[:, None].expand_as(positions)
+        seat = seat[:, None].expand_as(positions)
         gain = self._gain(request, positions).to(torch.float32).reshape(-1)
         return Rows(
             torch.where(steered, slot, UNSTEERED).to(torch.int32).reshape(-1),

@@ -1,4 +1,4 @@
-"""Where the route of each forward comes from: plans in use, prompts, masks and caches.
+"""Where the route of each forward comes from: plans in use, prompts, masks and caches. Each thread has its own.
 
 Three ways lead here: a forward of its own (``bare``), a step of ``generate`` (``prompt_step``, ``decode_step``), and a
 packed batch of a serving engine, by ``PackedRequests``, which fills the rows itself. What cannot be determined is an
@@ -7,12 +7,7 @@ error before any layer runs.
 
 from __future__ import annotations
 
-import copy
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import count
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,36 +16,31 @@ from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.routing.in_use import NOTHING, InUse
-from steerfast.routing.itinerary import Itinerary, itineraries
+from steerfast.routing.inputs import Inputs
+from steerfast.routing.itinerary import Itinerary, check_acts_in_prompts, itineraries
 from steerfast.routing.positions import positions_of, prompts_of
 from steerfast.routing.route import SEATS, Route, RowBuffers, Rows
 from steerfast.routing.router import make_router
+from steerfast.routing.sequences import Sequences, packed_sequences
 from steerfast.routing.verdicts import Verdicts, reads_prompts
-from steerfast.table.table import UNSTEERED, Entry, Table
-
-_keys = count()
-by_key: weakref.WeakValueDictionary[int, Routing] = weakref.WeakValueDictionary()
+from steerfast.table.table import Entry, Table
 
 
 class Routing:
-    """The requests in use and the route of the forward in progress."""
+    """The requests in use in a thread, and the route of its next forward."""
 
-    def __init__(self, table: Table, measured: frozenset[int] = frozenset()) -> None:
+    def __init__(self, table: Table) -> None:
         self.table = table
-        self.measured = measured  # sites where conditions read; compiled code reads at all of them
         self.in_use = NOTHING
         self.served: Callable[[], tuple[Entry | None, ...]] = lambda: (None,)  # by the last forward
         self.measuring = False  # this forward reads prompts for conditions
         self.measure_first = False  # and has rows that depend on what it will read
-        self.knows_generate = True  # the model that generates is patched too
         self._unknown: SteerfastError | None = None  # why a bare forward cannot be routed
         self._assigned_for: object = None  # the generation whose rows the route is made of, if any
         self._settled_rows: Rows
         self._settles_at = 0  # from this position on, its rows keep their slots and gains
         self._generated = 0  # how many rows the last generation had
         device = table.device
-        self.key = next(_keys)  # by which compiled code finds it
-        by_key[self.key] = self
         self.route = Route(device)
         self.verdicts = Verdicts(self.route.seats, device)
         self.judging = self.verdicts  # the verdicts of this forward's seats
@@ -58,17 +48,12 @@ class Routing:
         self.buffers = RowBuffers(device)
         self.rows = self.buffers.idle(1)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
-        """A copy of an attached model is idle. Under ``use`` there is none: nobody could end it there."""
-        self.in_use.check_idle()
-        twin = Routing(copy.deepcopy(self.table, memo), self.measured)
-        memo[id(self)] = twin
-        twin.knows_generate = self.knows_generate
-        return twin
+    @property
+    def device(self) -> torch.device:
+        return self.route.device
 
     def to(self, device: torch.device) -> None:
-        """Follow the model to another device."""
-        self.table.to(device)
+        """Follow the table to another device."""
         self.route.to(device)
         self.buffers.to(device)
         self.verdicts = self.judging = Verdicts(self.route.seats, device)
@@ -79,7 +64,6 @@ class Routing:
     def assign(self, in_use: InUse) -> None:
         """What the next forwards steer by."""
         self.in_use = in_use
-        self.measured = self.measured | in_use.measured
         self._assign_bare(self.in_use)
 
     def _assign_bare(self, in_use: InUse) -> None:
@@ -115,52 +99,45 @@ class Routing:
 
     # -- a forward of its own ----------------------------------------------------------------------
 
-    def bare(
-        self,
-        like: Tensor,
-        tokens: Tensor | None,
-        mask: Tensor | None,
-        position_ids: Tensor | None,
-        seen: int | Tensor,
-        mask_kind: str,
-        in_generate: bool,
-    ) -> Rows:
-        """The rows of a forward whose positions nobody has prepared.
-
-        like: [B, T, ...]. tokens: [B, T] ids, where the model got ids. mask: 2-D, of the whole sequence.
-        seen: how many tokens the cache holds. mask_kind: what the mask was, if it is not 2-D.
-        """
-        batch, length = like.shape[:2]
+    def bare(self, inputs: Inputs, in_generate: bool) -> Rows:
+        """The rows of a forward whose positions nobody has prepared."""
+        (batch, length), mask, seen = inputs.shape, inputs.mask, inputs.seen
+        in_use, device = self.in_use, self.table.device
         self._begin()
-        self.in_use.check_batch(batch, exact=not in_generate)
-        if not self.in_use.active:
+        if not in_use.active:
+            in_use.check_batch(batch, exact=not in_generate)
             return self.buffers.idle(batch * length)
-        if in_generate:
-            self._assign_bare(self.in_use.unprepared(batch, self._generated))
-        elif self._assigned_for is not None:  # a generation has run since
-            self._assign_bare(self.in_use)
-        self._check_knowledge(batch, tokens, mask, seen)
-        if mask_kind:
+        if inputs.mask_kind:
             raise SteerfastError(
-                f"a {mask_kind} attention mask does not tell padding from tokens, and padding is never "
+                f"a {inputs.mask_kind} attention mask does not tell padding from tokens, and padding is never "
                 "steered; pass a 2-D attention_mask, or none if there is no padding"
             )
+        positions, real = positions_of(mask, seen, length, device)
+        ids = inputs.position_ids
+        if ids is not None and length > 1 and not in_generate and in_use.tells_sequences(batch):
+            packed = packed_sequences(ids.to(device), real, batch)
+            if packed is not None:
+                return self._packed(batch, packed, inputs)
+        in_use.check_batch(batch, exact=not in_generate)
+        if in_generate:
+            self._assign_bare(in_use.unprepared(batch, self._generated))
+        elif self._assigned_for is not None:  # something else has run since
+            self._assign_bare(in_use)
+        self._check_knowledge(inputs)
         if self.route.reserve(batch):
-            self.to(self.table.device)
-        positions, real = positions_of(mask, position_ids, seen, length, self.table.device)
+            self.to(device)
         rows = self.route.look_up(batch, positions, real)
-        return self._with_verdicts(rows, positions, real, seen) if self.in_use.conditional else rows
+        return self._with_verdicts(rows, positions, real, seen) if in_use.conditional else rows
 
-    def _check_knowledge(
-        self, batch: int, tokens: Tensor | None, mask: Tensor | None, seen: int | Tensor
-    ) -> None:
+    def _check_knowledge(self, inputs: Inputs) -> None:
         """What the plans in use ask of the prompts is known, or an error."""
-        in_use = self.in_use
+        in_use, seen, tokens, batch = self.in_use, inputs.seen, inputs.tokens, inputs.shape[0]
         in_use.check_lengths(batch)
-        if in_use.lengths is None and not self.knows_generate and in_use.by_position and seen:
+        if in_use.lengths is None and in_use.by_prompt and isinstance(seen, int) and seen > 0:
             raise SteerfastError(
-                "the model that generates is not attached, only its decoder, so prompt and generated "
-                "tokens cannot be told apart; attach the LlamaForCausalLM, or give prompt_lengths"
+                f"this forward goes on behind {seen} tokens of a cache, and where the prompt ends is not known, so prompt "
+                "and generated tokens cannot be told apart; call generate of the model that was attached, say where "
+                "prompts end (handle.use(plans, prompt_lengths=[...])), or run the loop in handle.generating(ids, mask)"
             )
         if self._unknown is None:
             return
@@ -168,10 +145,44 @@ class Routing:
         if in_use.prompts is None and tokens is not None and starts:
             # The whole prompt is at hand, so its end and a sequence in it can be found. Of this forward only:
             # the next one may bring other prompts, or go on with these, and then nobody says where they end.
-            prompts = prompts_of(tokens, mask, in_use.lengths)
-            self._assign_rows(in_use.each(batch), in_use.lengths, prompts)
+            prompts, entries = prompts_of(tokens, inputs.mask, in_use.lengths), in_use.each(batch)
+            each = self._assign_rows(entries, in_use.lengths, prompts)
+            if in_use.lengths is None:
+                check_acts_in_prompts(entries, each, [len(prompt) for prompt in prompts])
             return
         raise self._unknown
+
+    def _packed(self, batch: int, packed: Sequences, inputs: Inputs) -> Rows:
+        """The rows of a forward whose rows hold several sequences: each has a seat of its own."""
+        seen, tokens = inputs.seen, inputs.tokens
+        if not isinstance(seen, int) or seen > 0:
+            raise SteerfastError(
+                "position ids start again within a row, so it holds several sequences, but a cache holds what came before "
+                "them; read packed rows in one forward, without a cache"
+            )
+        in_use, given = self.in_use, self.in_use.lengths
+        entries = in_use.of_sequences(batch, packed.row_of)
+        prompts: Sequence[Sequence[int]] | None = in_use.prompts
+        if prompts is None and tokens is not None:
+            prompts = [
+                one[:length]
+                for one, length in zip(packed.split(tokens), given or packed.lengths, strict=True)
+            ]
+        self._assigned_for = packed  # and what is in use by itself is assigned anew thereafter
+        each = self._assign_rows(entries, given or packed.lengths, prompts)
+        if given is None:
+            check_acts_in_prompts(entries, each, packed.lengths)
+        seats, places = packed.of_token.reshape(-1), packed.positions.reshape(-1, 1)
+        rows = self.route.look_up(len(seats), places, (seats >= 0)[:, None], seats.clamp(min=0))
+        if in_use.conditional:
+            self.measuring = True
+            self.measure_first = given is not None and any(
+                entry and entry.plan.condition and prompt < whole
+                for entry, prompt, whole in zip(entries, given, packed.lengths, strict=True)
+            )
+            self.verdicts.reset()
+            rows = rows._replace(gain=self.verdicts.gain(rows.base, rows.seat))
+        return rows
 
     def _with_verdicts(
         self, rows: Rows, positions: Tensor, real: Tensor | None, seen: int | Tensor
@@ -244,7 +255,7 @@ class Routing:
         self, batch: int, length: int, mask: Tensor | None, seen: int | Tensor, width: int
     ) -> None:
         """Fill the buffers for tokens of the prompt (and perhaps some behind it), by their mask."""
-        positions, real = positions_of(mask, None, seen, length, self.table.device)
+        positions, real = positions_of(mask, seen, length, self.table.device)
         rows = self.route.look_up(batch, positions, real)
         self._begin()
         self.measuring = self.in_use.conditional
@@ -275,25 +286,3 @@ class Routing:
             self.rows.gain.copy_(self.verdicts.gain(self.rows.base, self.rows.seat))
         elif still:
             self.buffers.written_by, self._settled_rows = settled, self.rows
-
-    def nothing(self, rows: int) -> None:
-        """For a layer called by itself: no row is steered."""
-        self._begin()
-        self.rows = self.buffers.idle(rows)
-
-    @contextmanager
-    def reading_only(self) -> Iterator[None]:
-        """A pass over the same rows that steers nothing and lets conditions read; then gains are known."""
-        rows = self.rows
-        self.rows = rows._replace(slot=torch.full_like(rows.slot, UNSTEERED))
-        try:
-            yield
-        finally:
-            self.measuring = False
-            self.rows = rows
-        rows.gain.copy_(self.verdicts.gain(rows.base, rows.seat))
-
-    def measure(self, stream: Tensor, site: int) -> None:
-        """Let conditions read a site's stream; from here on gains are what was decided."""
-        gain = self.judging.measure(stream, site, self.rows, self.table.bank)
-        self.rows = self.rows._replace(gain=gain)

@@ -8,7 +8,6 @@ would be seen. Sums are float64, so that chunks of a prompt add up to what the w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.plans.condition import MAX_TESTS, Condition
+from steerfast.routing.route import Rows
 from steerfast.table.table import Entry
 
 NOWHERE = -1  # the site of a test that is not there
@@ -131,58 +131,28 @@ class Verdicts:
         """The gain of rows with their seats' verdicts in it."""
         return base * self.verdict[seat.clamp(min=0).long()]
 
-    def measure(self, stream: Tensor, site: int, route: Any, bank: Tensor) -> Tensor:
+    def measure(self, stream: Tensor, site: int, route: Rows, bank: Tensor) -> Tensor:
         """Read the prompt rows of ``stream`` at a site; returns the gains, with what is decided now.
 
-        stream: [..., D], the rows of ``route`` (a ``route.Rows``). Bank rows of keys are unit vectors.
+        stream: [..., D], the rows of ``route``. Bank rows of keys are unit vectors.
         """
         with torch.no_grad():
-            gain: Tensor = _measure(
-                stream.detach(),
-                site,
-                route.gain,
-                route.seat,
-                route.position,
-                route.base,
-                self.tests,
-                self.about,
-                self.limits,
-                bank,
-                self.sums,
-                self.verdict,
-            )
-        return gain
-
-
-def _measure_rows(
-    stream: Tensor,
-    site: int,
-    gain: Tensor,
-    row_seat: Tensor,
-    row_position: Tensor,
-    base: Tensor,
-    tests: Tensor,
-    about: Tensor,
-    limits: Tensor,
-    bank: Tensor,
-    sums: Tensor,
-    verdict: Tensor,
-) -> Tensor:
-    """The implementation of ``steerfast::measure``: see Verdicts."""
-    rows = stream.reshape(-1, stream.shape[-1])
-    seat, position = row_seat.clamp(min=0).long(), row_position.long()
-    length = torch.where(row_seat >= 0, about[seat, LENGTH], NOWHERE)
-    in_prompt, last = position < length, position == length - 1
-    for place in range(tests.shape[1]):
-        test = tests[:, place][seat]
-        here = (test[:, SITE] == site) & torch.where(test[:, LAST] == 1, last, in_prompt)
-        value = _value(rows, bank, test, here)
-        sums.index_put_((seat, torch.full_like(seat, place)), value, accumulate=True)
-    read = torch.zeros_like(verdict).index_add_(0, seat, last.to(verdict.dtype)) > 0
-    decided = read & (about[:, DECIDED_AT] == site) & verdict.isnan()
-    verdict.copy_(torch.where(decided, _holds(tests, about, limits, sums), verdict))
-    steered_now = (length > 0) & (position >= length - 1)
-    return torch.where(steered_now, base * verdict[seat], gain)
+            rows = stream.detach().reshape(-1, stream.shape[-1])
+            seat, position = route.seat.clamp(min=0).long(), route.position.long()
+            length = torch.where(route.seat >= 0, self.about[seat, LENGTH], NOWHERE)
+            in_prompt, last = position < length, position == length - 1
+            for place in range(MAX_TESTS):
+                test = self.tests[:, place][seat]
+                here = (test[:, SITE] == site) & torch.where(test[:, LAST] == 1, last, in_prompt)
+                value = _value(rows, bank, test, here)
+                where = seat, torch.full_like(seat, place)
+                self.sums.index_put_(where, value, accumulate=True)
+            read = torch.zeros_like(self.verdict).index_add_(0, seat, last.float()) > 0
+            decided = read & (self.about[:, DECIDED_AT] == site) & self.verdict.isnan()
+            held = _holds(self.tests, self.about, self.limits, self.sums)
+            self.verdict.copy_(torch.where(decided, held, self.verdict))
+            steered_now = (length > 0) & (position >= length - 1)
+            return torch.where(steered_now, route.base * self.verdict[seat], route.gain)
 
 
 def _value(rows: Tensor, bank: Tensor, test: Tensor, here: Tensor) -> Tensor:
@@ -206,21 +176,6 @@ def _holds(tests: Tensor, about: Tensor, limits: Tensor, sums: Tensor) -> Tensor
     there = tests[..., SITE] != NOWHERE
     every, some = (met | ~there).all(-1), (met & there).any(-1)
     return torch.where(about[:, ANY] == 1, some, every).to(torch.float32)
-
-
-# One op, so that a compiled forward has one call and no guard on any plan.
-_library: Any = torch.library.Library("steerfast", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define(
-    "measure(Tensor stream, int site, Tensor gain, Tensor row_seat, Tensor row_position, Tensor base, "
-    "Tensor tests, Tensor about, Tensor limits, Tensor bank, Tensor(a!) sums, Tensor(b!) verdict) -> Tensor"
-)
-_library.impl("measure", _measure_rows, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "steerfast::measure",
-    lambda stream, site, gain, *rest: torch.empty_like(gain),
-    lib=_library,
-)
-_measure: Any = torch.ops.steerfast.measure.default
 
 
 def reads_prompts(positions: Tensor, real: Tensor | None, ends: Sequence[int]) -> tuple[bool, bool]:

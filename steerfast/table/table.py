@@ -4,12 +4,17 @@ A slot holds one phase of a plan. Plans are counted: the same plan acquired twic
 plan nobody holds stays until its room is needed (least recently used first), and a slot in use is
 never rewritten. Directions and programs are shared by content, across plans and layers. The tensors
 keep their addresses, so compiled code and captured graphs see a change.
+
+Any thread may acquire and release. What forwards of other threads read is not touched by that (``table.lease``).
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,10 +83,23 @@ class Table:
             self.bank = torch.zeros((rows, hidden_size), dtype=torch.float32, device=device)
             self.site_records = self.records.unbind(0)
         self.version = 0
+        self.lock = threading.Condition(threading.RLock())
+        self._frozen: tuple[int, Tensor, Tensor] | None = None
         # By digest, least recently used first.
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._free_slots = list(range(slots - 1, -1, -1))
         self._rows, self._programs = Pool(rows), Pool(programs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has the same room, and no plans: nobody could release them."""
+        slots, rows, programs = self.records.shape[1], len(self.bank), len(self.reads)
+        sizes: dict[str, Any] = {
+            "slots": slots,
+            "bank_rows": rows,
+            "programs": programs,
+            "device": self.device,
+        }
+        return partial(Table, **sizes), (self.num_layers, self.hidden_size)
 
     @property
     def device(self) -> torch.device:
@@ -90,19 +108,28 @@ class Table:
     @property
     def entries(self) -> tuple[Entry, ...]:
         """Every plan in the table, held or idle."""
-        return tuple(self._entries.values())
+        with self.lock:
+            return tuple(self._entries.values())
 
     @property
     def slots_in_use(self) -> int:
         """How many slots somebody holds; the rest is free, or kept for plans that may come again."""
-        return _slots(self._held())
+        with self.lock:
+            return _slots(self._held())
 
     def to(self, device: torch.device) -> None:
         """Move the tensors; captured graphs that read the old ones must be captured again."""
-        with torch.inference_mode(False):
+        with self.lock, torch.inference_mode(False):
             self.records, self.reads = self.records.to(device), self.reads.to(device)
             self.bank = self.bank.to(device)
             self.site_records = self.records.unbind(0)
+
+    def frozen(self) -> tuple[Tensor, Tensor]:
+        """Copies of (reads, bank) as they are now; the same ones until a plan comes or goes."""
+        with self.lock:
+            if self._frozen is None or self._frozen[0] != self.version:
+                self._frozen = (self.version, self.reads.clone(), self.bank.clone())
+            return self._frozen[1:]
 
     def check(self, plan: Plan) -> None:
         """ValueError if the plan does not fit the model: hidden size or layers."""
@@ -123,24 +150,32 @@ class Table:
 
         Raises ValueError for a plan that does not fit, TableFullError when plans in use fill the table.
         """
-        entry = self._entries.get(plan.digest)
-        if entry is None:
-            self.check(plan)
-            lowered = lower(plan)
-            packed = pack(plan, lowered.phases)
-            self._make_room(packed)
-            entry = self._insert(plan, lowered, packed)
-        self._entries.move_to_end(plan.digest)
+        with self.lock:
+            if plan.digest in self._entries:
+                return self._held_once_more(plan.digest)
+        self.check(plan)
+        lowered = lower(plan)  # which may take long, and forwards of other threads take the lock
+        packed = pack(plan, lowered.phases)
+        with self.lock:
+            if plan.digest not in self._entries:
+                self._make_room(packed)
+                self._insert(plan, lowered, packed)
+            return self._held_once_more(plan.digest)
+
+    def _held_once_more(self, digest: str) -> Entry:
+        entry = self._entries[digest]
+        self._entries.move_to_end(digest)
         entry.holders += 1
         return entry
 
     def release(self, entry: Entry) -> None:
         """Give a plan back; its slots are reused only when their room is needed."""
-        assert entry.holders > 0, "released more often than acquired"
-        entry.holders -= 1
-        if entry.holders == 0 and self.device.type == "cuda":
-            entry.last_use = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            entry.last_use.record()
+        with self.lock:
+            assert entry.holders > 0, "released more often than acquired"
+            entry.holders -= 1
+            if entry.holders == 0 and self.device.type == "cuda":
+                entry.last_use = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                entry.last_use.record()
 
     def exchange(self, entry: Entry, plan: Plan) -> Entry:
         """Release one plan and acquire another, or an error and nothing changed.
@@ -156,19 +191,19 @@ class Table:
                 raise
             lowered = lower(plan)
             packed = pack(plan, lowered.phases)
-            self._check_room([one for one in self._held() if one is not entry], packed)
-            self.release(entry)
-            self._make_room(packed)
-            new = self._insert(plan, lowered, packed)
-            new.holders += 1
-            return new
+            with self.lock:
+                self._check_room([one for one in self._held() if one is not entry], packed)
+                self.release(entry)
+                self._make_room(packed)
+                self._insert(plan, lowered, packed)
+                return self._held_once_more(plan.digest)
         self.release(entry)
         return new
 
     def _held(self) -> list[Entry]:
         return [entry for entry in self._entries.values() if entry.holders > 0]
 
-    def _insert(self, plan: Plan, lowered: Lowered, packed: Packed) -> Entry:
+    def _insert(self, plan: Plan, lowered: Lowered, packed: Packed) -> None:
         slots = tuple(self._free_slots.pop() if sites else UNSTEERED for sites in packed.phases)
         entry = Entry(plan, lowered, slots)
         new_rows: dict[int, Tensor] = {}
@@ -208,7 +243,6 @@ class Table:
             )
         self.version += 1
         self._entries[plan.digest] = entry
-        return entry
 
     def _make_room(self, packed: Packed) -> None:
         """Drops idle plans, least recently used first, until everything fits; or an error, and none."""

@@ -47,7 +47,7 @@ def test_selectors_act_where_the_table_says(row, model):
     given = {"prompt_lengths": [PROMPT], "prompts": [ids[0, :PROMPT].tolist()]}
     with attach(model) as handle, handle.use(steer(vector("joy", 1), select=select), **given):
         model(ids)
-        slots = handle._shared.routing.rows.slot[:LENGTH].tolist()
+        slots = handle._shared.state.routing.rows.slot[:LENGTH].tolist()
     marks = "".join("-" if slot == UNSTEERED else "s" for slot in slots)
     assert row[2].strip("`") == f"{marks[:PROMPT]} {marks[PROMPT:]}"
 
@@ -60,7 +60,7 @@ def test_schedules_give_the_gains_of_the_table(row, model):
     plan = steer(vector("joy", 1), schedule=schedule)
     with attach(model) as handle, handle.use(plan, prompt_lengths=[PROMPT]):
         model(torch.arange(3, 3 + PROMPT + 5)[None])
-        gains = handle._shared.routing.rows.gain[PROMPT - 1 : PROMPT + 5].tolist()
+        gains = handle._shared.state.routing.rows.gain[PROMPT - 1 : PROMPT + 5].tolist()
     assert gains == pytest.approx(said, abs=1e-4)
 
 

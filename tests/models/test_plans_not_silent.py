@@ -263,7 +263,7 @@ def test_a_route_that_has_settled_is_left_as_it_is_until_something_changes():
         handle.use([ends, whole]) as use,
         handle.generating(ids) as loop,
     ):
-        routing = handle._shared.routing
+        routing = handle._shared.state.routing
         routing.router = Counted(routing.router)
 
         def slots():

@@ -1,0 +1,21 @@
+"""StandIn: what stands in for a method of a model, with its signature; transformers inspects that."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from steerfast.models.attachment import Attachment
+
+
+class StandIn:
+    """shared: what the model is attached by. original: the bound method."""
+
+    def __init__(self, shared: Attachment, original: Callable[..., Any]) -> None:
+        self.shared, self.original = shared, original
+        self.__signature__ = inspect.signature(original)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Signatures cannot be pickled."""
+        return type(self), (self.shared, self.original)

@@ -1,0 +1,35 @@
+"""What a thread, or an asyncio task, that runs an attached model has for its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from steerfast.models.forward_pass import ForwardPass
+from steerfast.routing.in_use import InUse
+from steerfast.routing.routing import Routing
+from steerfast.table.table import Table
+
+if TYPE_CHECKING:
+    from steerfast.models.generation import Generation
+
+
+class Prepared(NamedTuple):
+    """A route in the buffers, for the forward that comes next: of so many rows, made for what was in use then; ``again``
+    makes it anew."""
+
+    rows: int
+    in_use: InUse
+    again: Callable[[], None]
+
+
+class ThreadState:
+    """routing: its routes. generation: the ``generate`` in progress. prepared: what that, or a loop, has prepared. packed:
+    of a serving engine's thread, the routing that the engine fills. last: its last forward."""
+
+    def __init__(self, table: Table) -> None:
+        self.routing = Routing(table)
+        self.generation: Generation | None = None
+        self.prepared: Prepared | None = None
+        self.packed: Routing | None = None
+        self.last: ForwardPass | None = None
