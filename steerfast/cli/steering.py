@@ -91,7 +91,8 @@ def extract(
                 **options,
             )
     path = save_vector(vector, out)
-    paper(json_).print(Text(f"{vector!r} -> {path}"), soft_wrap=True)
+    counts = ", ".join(f"{count} {what}" for what, count in vector.provenance["counts"].items())  # type: ignore[attr-defined]
+    paper(json_).print(Text(f"{vector!r} of {counts} -> {path}"), soft_wrap=True)
     norms = {layer: float(direction.norm()) for layer, direction in vector.directions.items()}
     facts = {
         "norms": norms,

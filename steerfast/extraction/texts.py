@@ -1,4 +1,4 @@
-"""Corpora from files: every file below a folder, or the blocks of one."""
+"""Corpora from files: the texts below a folder, or the blocks of one file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from steerfast.extraction.folder import texts_below
+
 
 def read_texts(path: Path, limit: int | None = None) -> Iterator[str]:
-    """The texts of a corpus: every file below a folder (sorted), or the blank-line-separated blocks of
+    """The texts of a corpus: the files of text below a folder (``folder``), or the blank-line-separated blocks of
     one file. Read lazily. Raises FileNotFoundError, or ValueError where there is no text."""
     if not path.exists():
         raise FileNotFoundError(f"no corpus at {path}")
@@ -27,10 +29,7 @@ def count_texts(path: Path, limit: int | None = None) -> int:
 
 def _texts(path: Path) -> Iterator[str]:
     if path.is_dir():
-        for file in sorted(item for item in path.rglob("*") if item.is_file()):
-            text = file.read_text(encoding="utf-8", errors="replace").strip()
-            if text:
-                yield text
+        yield from texts_below(path)
         return
     block: list[str] = []
     with path.open(encoding="utf-8", errors="replace") as lines:
