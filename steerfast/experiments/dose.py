@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steerfast.extraction.contrast import ContrastPair
 from steerfast.extraction.extract import continuation_start
-from steerfast.models import Handle, find_decoder
+from steerfast.models import Handle, find_decoder, input_device
 from steerfast.models.tokens import token_ids
 from steerfast.plans.plan import Plan, steer
 from steerfast.plans.term import Scale
@@ -69,7 +69,7 @@ def log_probability_differences(handle: Handle, batch: PairBatch, plan: Plan | N
     Only the continuations' positions go through the vocabulary projection.
     """
     decoder, _ = find_decoder(handle.model)
-    device = decoder.embed_tokens.weight.device
+    device = input_device(decoder) or torch.device("cpu")
     with handle.use(plan):
         hidden = decoder(
             input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device), use_cache=False

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steerfast.extraction.stream_norms import NormHistogram
-from steerfast.models import attachment_of, find_decoder
+from steerfast.models import attachment_of, find_decoder, input_device
 from steerfast.models.evaluating import evaluating
 
 Position = Literal["last", "mean"] | int
@@ -168,7 +168,7 @@ class _Batch:
         allowed = allowed[:, None].to(device)
         if decoder.config._attn_implementation == "sdpa":
             return allowed
-        dtype = decoder.embed_tokens.weight.dtype
+        dtype = decoder.dtype
         lowest = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=device)
         return torch.where(allowed, torch.zeros_like(lowest), lowest)
 
@@ -222,7 +222,7 @@ def _read(
 
         return hook
 
-    device = decoder.embed_tokens.weight.device
+    device = input_device(decoder) or torch.device("cpu")
     hooks = [layer.register_forward_hook(keep(index)) for index, layer in enumerate(layers)]
     try:
         decoder(

@@ -6,8 +6,18 @@ batching are routed as they run; a handle says which plans are in use, and repor
 
 from steerfast.models.attachment import attachment_of
 from steerfast.models.checks import find_decoder
+from steerfast.models.devices import input_device
 from steerfast.models.handle import Handle, Report
 from steerfast.models.patch import attach, handle_of
 from steerfast.models.use import Use
 
-__all__ = ["Handle", "Report", "Use", "attach", "attachment_of", "find_decoder", "handle_of"]
+__all__ = [
+    "Handle",
+    "Report",
+    "Use",
+    "attach",
+    "attachment_of",
+    "find_decoder",
+    "handle_of",
+    "input_device",
+]

@@ -23,7 +23,7 @@ from steerfast.models import scope
 from steerfast.models.compiled_forwards import CompiledForwards
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.forwards import Forwards
-from steerfast.models.rebind import Rebindings
+from steerfast.models.rebind import Rebindings, standing_in
 from steerfast.models.thread_state import Prepared, ThreadState
 from steerfast.ops.implementations import implementation
 from steerfast.routing.in_use import NOTHING, InUse
@@ -182,8 +182,5 @@ class Attachment:
 
 def attachment_of(decoder: nn.Module) -> Attachment | None:
     """What an attached decoder is attached by; None where it is not."""
-    for place in ("forward", "_old_forward"):  # where accelerate has put its own around ours
-        ours = getattr(decoder.__dict__.get(place), "__self__", None)
-        if isinstance(getattr(ours, "shared", None), Attachment):
-            return ours.shared  # type: ignore[no-any-return,union-attr]
-    return None
+    ours = standing_in(decoder)
+    return None if ours is None else ours.shared  # type: ignore[no-any-return]

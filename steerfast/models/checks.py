@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from steerfast.errors import SteerfastError
+from steerfast.models.rebind import standing_in
 
 _HOME = "transformers.models.llama.modeling_llama"
 
@@ -50,7 +51,7 @@ def check_decoder(decoder: Any, path: str) -> None:
                 "each layer must be its own"
             )
     _check_class(decoder, "LlamaModel", path.rstrip(".") or "the model")
-    _check_class(decoder.norm, "LlamaRMSNorm", f"{path}norm")
+    _check_norm(decoder.norm, f"{path}norm")
 
 
 def check_peft(model: Any) -> None:
@@ -65,24 +66,25 @@ def check_peft(model: Any) -> None:
 
 
 def _check_layer(layer: nn.Module, path: str) -> None:
-    from steerfast.models.llama import SteeredLayer
-
-    by_accelerate = hasattr(layer, "_hf_hook")
-    inner = layer.__dict__.get("_old_forward") if by_accelerate else None
-    for current in (layer.__dict__.get("forward"), inner):
-        if isinstance(getattr(current, "__self__", None), SteeredLayer):
-            raise SteerfastError(
-                "this model is attached already (or a copy of one that was); use its handle, or detach it: "
-                "steerfast.handle_of(model).detach()"
-            )
+    if standing_in(layer) is not None:
+        raise SteerfastError(
+            "this model is attached already (or a copy of one that was); use its handle, or detach it: "
+            "steerfast.handle_of(model).detach()"
+        )
     _check_class(layer, "LlamaDecoderLayer", path)
-    if "forward" in layer.__dict__ and not by_accelerate:
+    if "forward" in layer.__dict__ and not hasattr(layer, "_hf_hook"):
         raise SteerfastError(
             f"{path}.forward was replaced by another library ({layer.__dict__['forward']!r}); undo "
-            "that first"
+            "that first, or let it wrap the model after attach"
         )
     for name in ("input_layernorm", "post_attention_layernorm"):
-        _check_class(getattr(layer, name, None), "LlamaRMSNorm", f"{path}.{name}")
+        _check_norm(getattr(layer, name, None), f"{path}.{name}")
+
+
+def _check_norm(norm: Any, path: str) -> None:
+    """transformers' own, which kernels may compute; or PEFT's around one, which is called as the module that it is."""
+    if not type(norm).__module__.startswith("peft."):
+        _check_class(norm, "LlamaRMSNorm", path)
 
 
 def _check_class(part: Any, wanted: str, path: str) -> None:

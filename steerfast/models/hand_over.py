@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from steerfast.models.rebind import stands
+
 
 def _only_reads(hook: Any) -> bool:
     """transformers' own recorder of hidden states, which stays installed after its first use."""
@@ -45,7 +47,7 @@ def at_hand(norm: nn.Module, kind: type, stream: Tensor, ours: Any = None) -> bo
     weight = norm._parameters.get("weight")
     return (
         type(norm) is kind
-        and norm.__dict__.get("forward") is ours
+        and stands(ours, norm.__dict__.get("forward"))
         and type(weight) is nn.Parameter
         and weight.device == stream.device
         and (weight.dtype is stream.dtype or weight.dtype is torch.float32)
@@ -66,7 +68,7 @@ class NextNorm:
     def ready(self, stream: Tensor) -> Any:
         """The norm, if it may be computed here and handed over; else None."""
         owner, norm = self.owner, self.owner._modules[self.name]
-        if owner.__dict__.get("forward") is not self.owner_forward:
+        if not stands(self.owner_forward, owner.__dict__.get("forward")):
             return None
         if self.name == "input_layernorm" and not unobserved(owner):
             return None

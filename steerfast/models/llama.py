@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from steerfast.errors import SteerfastError
 from steerfast.models.attachment import Attachment
+from steerfast.models.devices import input_device
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.hand_over import NextNorm, at_hand, unobserved, watched_everywhere
+from steerfast.models.rebind import standing_in, stands
 from steerfast.ops.records import Steering
 from steerfast.plans.sites import site_index
 from steerfast.routing.inputs import inputs_of
@@ -48,6 +50,7 @@ class SteeredLayer:
         **kwargs: Any,
     ) -> Tensor:
         """The layer's contract in transformers: hidden states in, hidden states out."""
+        self = standing_in(self)
         attention: dict[str, Any] = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
@@ -123,7 +126,7 @@ class SteeredLayer:
     def _next_norm(self, stream: Tensor) -> Any:
         """The norm that reads this layer's output, if nothing can come between; else None."""
         layer = self.layer
-        if layer.__dict__.get("forward") is not self.own_forward or not unobserved(layer):
+        if not stands(self.own_forward, layer.__dict__.get("forward")) or not unobserved(layer):
             return None
         return None if self.next is None else self.next.ready(stream)
 
@@ -149,6 +152,7 @@ class SteeredNorm:
         self.norm, self.shared, self.original = norm, shared, original
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        self = standing_in(self)
         now = self.shared.now
         normed = None if now is None else now.take(hidden_states, self.norm)
         return self.original(hidden_states) if normed is None else normed
@@ -180,6 +184,7 @@ class SteeredModel:
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
+        self = standing_in(self)
         inputs: dict[str, Any] = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
@@ -213,14 +218,18 @@ class SteeredModel:
             return run(now, **cache)
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if inputs_embeds is None:
-            inputs_embeds = self.model.embed_tokens(input_ids)
-        return inputs_embeds
+        stream = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if stream.dtype is torch.float64 and self.shared.backend != "reference":
+            raise SteerfastError(
+                f"the model is float64 now, which backend {self.shared.backend} does not know; detach and attach again, which "
+                "takes the reference"
+            )
+        return stream
 
     def _device(self, given: Tensor) -> torch.device:
         """Where the layers run. Of an offloaded model the inputs know."""
-        at: torch.device = self.model.embed_tokens.weight.device
-        return given.device if at.type == "meta" else at
+        at = input_device(self.model)
+        return given.device if at is None else at
 
     def _steered(self, now: ForwardPass, stream: Tensor) -> Tensor:
         """There is no branch to add yet, but a norm to hand over."""

@@ -14,6 +14,7 @@ from steerfast.models import scope
 from steerfast.models.attachment import Attachment, attachment_of
 from steerfast.models.checks import check_decoder, check_peft, find_decoder
 from steerfast.models.continuous import SteeredBatch, SteeredBatching
+from steerfast.models.devices import check_one_device
 from steerfast.models.generation import SteeredGenerate, SteeredPrepare
 from steerfast.models.hand_over import NextNorm
 from steerfast.models.handle import Handle
@@ -51,6 +52,7 @@ def attach(
     """
     decoder, path = find_decoder(model)
     check_decoder(decoder, path)
+    check_one_device(decoder, path)
     check_peft(model)
     sites = frozenset(site_index(site, layer) for site, layer in measured)
     shared = _attachment(decoder, slots, bank_rows, programs, backend, sites)

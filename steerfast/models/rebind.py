@@ -15,6 +15,15 @@ from torch import nn
 from steerfast.errors import SteerfastError
 
 _ACCELERATE = "_old_forward"
+_MARK = "_steerfast"  # on a module whose forward was replaced: whose method stands there
+
+
+def standing_in(module: Any) -> Any:
+    """Whose method stands in for a module's forward; None of a module that is not attached.
+
+    Who is no module stands for itself: libraries take ``forward.__func__``, which expects that, and bind it to the module.
+    """
+    return module.__dict__.get(_MARK) if isinstance(module, nn.Module) else module
 
 
 @dataclass
@@ -47,6 +56,8 @@ class Rebindings:
             _Rebound(module, path, name, place, had, module.__dict__.get(place), ours)
         )
         module.__dict__[place] = ours
+        if name == "forward":
+            module.__dict__[_MARK] = ours.__self__
 
     def restore(self) -> None:
         """Put everything back, or raise SteerfastError, with nothing changed, if another library has
@@ -58,7 +69,7 @@ class Rebindings:
                 name = getattr(current, "__qualname__", type(current).__qualname__)
                 raise SteerfastError(
                     f"{item.path}.{item.name} was replaced after attach, by {name}; undo that patch "
-                    "first, then detach"
+                    "first, then detach; or leave the model attached, which does nothing while no plan is in use"
                 )
         for item, place in found:
             assert place is not None
@@ -69,9 +80,18 @@ class Rebindings:
                 item.module.__dict__[place] = method.__get__(item.module)
             else:
                 del item.module.__dict__[place]
+            item.module.__dict__.pop(_MARK, None)
         self._rebound.clear()
 
     @staticmethod
     def _where(item: _Rebound) -> str | None:
         places = {item.place, item.name, *((_ACCELERATE,) if item.name == "forward" else ())}
-        return next((p for p in places if item.module.__dict__.get(p) is item.ours), None)
+        return next((p for p in places if stands(item.ours, item.module.__dict__.get(p))), None)
+
+
+def stands(known: Any, current: Any) -> bool:
+    """Whether what stands somewhere is what is known to; of a copied model two copies of one bound method."""
+    if current is known:
+        return True
+    owner = getattr(known, "__self__", None)
+    return owner is not None and getattr(current, "__self__", None) is owner

@@ -17,5 +17,8 @@ class StandIn:
         self.__signature__ = inspect.signature(original)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Signatures cannot be pickled."""
-        return type(self), (self.shared, self.original)
+        """Signatures cannot be pickled; and the model that this is found on leads back here, so it comes first, then its parts."""
+        return object.__new__, (type(self),), (self.shared, self.original)
+
+    def __setstate__(self, parts: tuple[Attachment, Callable[..., Any]]) -> None:
+        StandIn.__init__(self, *parts)
