@@ -26,7 +26,7 @@ rows = [
         steer(joy, 0.2, select="generated", **stream),
     ),
     ("When the letter came, I", "fading", steer(joy, 0.3, schedule=Schedule.decay(4), **stream)),
-    ("Then", "joy removed", steer(joy, operator="ablate", layers=[layer])),
+    ("My day was", "joy reflected", steer(joy, operator="reflect", layers=[layer])),
 ]
 prompts = tokenizer([prompt for prompt, _, _ in rows], return_tensors="pt", padding=True)
 prompts = prompts.to(model.device)
