@@ -38,10 +38,12 @@ def extract(
         str | None, typer.Option(help="Layers to keep, such as 10,15 or 8-12; default all.")
     ] = None,
     max_texts: Annotated[
-        int | None, typer.Option(help="At most so many texts of each corpus.")
+        int | None, typer.Option(min=1, help="At most so many texts of each corpus.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Cut corpus texts after so many tokens.")] = 4096,
-    batch_size: Annotated[int, typer.Option(help="Texts per forward pass.")] = 16,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Cut corpus texts after so many tokens.")
+    ] = 4096,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 16,
     model: ModelOption = None,
     dtype: DtypeOption = None,
     json_: JsonFlag = False,
@@ -137,7 +139,7 @@ def generate(
         ),
     ] = "all",
     finish: Annotated[str, typer.Option(help="none, preserve or shrink, for --vector.")] = "none",
-    tokens: Annotated[int, typer.Option(help="New tokens.")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="New tokens.")] = 64,
     chat: Annotated[
         bool | None, typer.Option("--chat/--no-chat", help="Force the chat template on or off.")
     ] = None,
@@ -189,7 +191,7 @@ def generate(
 
 
 def _note(text: str) -> None:
-    screen.print(Text(text))
+    screen.print(Text(text), soft_wrap=True)
 
 
 @app.command()

@@ -56,6 +56,7 @@ def tune(
     What is picked is measured again on questions held out, beside random directions, before it is called better than
     chance.
     """
+    from steerfast.experiments.claim import check_folder
     from steerfast.experiments.config import load_preset
     from steerfast.experiments.corpora import read_corpus
     from steerfast.experiments.measure import Laboratory
@@ -79,6 +80,7 @@ def tune(
     split = split_questions(config, data)[behaviour]
     texts = read_corpus(text)
     folder = out or Path(f"study-behaviours-{chosen.name}")
+    check_folder(folder, {})
     laboratory = Laboratory(load(model or chosen.model, dtype or chosen.dtype))
     with stages() as stage:
         study = Study(laboratory, folder, stage)

@@ -17,6 +17,8 @@ def check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     identity: what is known of this one; what is not known yet is not compared. A study that was begun anywhere with the
     same identity goes on.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, but a study has a folder; give another with --out")
     held = _held(folder)
     wanted = json.loads(json.dumps(identity))
     others = [name for name in wanted if name in held and held[name] != wanted[name]]

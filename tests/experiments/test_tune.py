@@ -219,6 +219,7 @@ def test_the_command_writes_a_plan_that_generate_takes(
         (("myopic", "--data", "absent"), "no myopic.json"),
         (("myopic", "--text", "absent.txt"), "no corpus at absent.txt"),
         (("myopic", "--budget", "1"), "budget is a share"),
+        (("myopic", "--out", __file__), "is a file, but a study has a folder"),
     ],
 )
 def test_data_is_looked_at_before_a_model_is_loaded(arguments, message, preset):
