@@ -8,7 +8,7 @@ drowns it: the model still answers, fluently or not, but hardly because of its p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def doses(plan: Plan, phases: Iterable[Phase]) -> list[dict[int, float]]:
     gain = (
         max((abs(gain) for _, gain in plan.schedule.points), default=1.0) if plan.schedule else 1.0
     )
-    reading: dict[int, float] = {}
+    reading = _reading(plan, norms)
     found = []
     for phase in phases:
         here: dict[int, float] = {}
@@ -37,9 +37,7 @@ def doses(plan: Plan, phases: Iterable[Phase]) -> list[dict[int, float]]:
             norm = norms.get(_layer(site))
             if norm is None:
                 continue
-            if site not in reading:
-                reading[site] = _reading(plan, site, norm)
-            added = reading[site]
+            added = reading.get(site, 0.0)
             if steering.delta is not None:
                 added += float(torch.linalg.vector_norm(steering.delta.double())) / norm
             here[site] = added * gain
@@ -64,21 +62,23 @@ def _stream_norms(plan: Plan) -> dict[int, float]:
     return found
 
 
-def _reading(plan: Plan, site: int, norm: float) -> float:
-    """What terms that read may add there to a stream of the typical norm, at most; phases aside."""
-    return sum(
-        _share(plan, term, layer, norm)
-        for term in plan.terms
-        for layer in term.steered_layers
-        if site_index(term.site, layer) == site
-    )
+def _reading(plan: Plan, norms: Mapping[int, float]) -> dict[int, float]:
+    """What terms that read may add at each site to a stream of the typical norm, at most; phases aside."""
+    found: dict[int, float] = {}
+    for term in plan.terms:
+        if term.operator == "add" and term.gate is None:  # it is part of the delta
+            continue
+        for layer in term.steered_layers:
+            site = site_index(term.site, layer)
+            norm = norms.get(_layer(site))
+            if norm is not None:
+                found[site] = found.get(site, 0.0) + _share(plan, term, layer, norm)
+    return found
 
 
 def _share(plan: Plan, term: Term, layer: int, norm: float) -> float:
-    written = _length(term.vector.at(layer))
-    if term.operator == "add":  # without a gate it is part of the delta
-        direction = scaled(plan.terms, term, layer)
-        return 0.0 if term.gate is None else abs(term.coefficient) * _length(direction) / norm
+    if term.operator == "add":
+        return abs(term.coefficient) * _length(scaled(plan.terms, term, layer)) / norm
     if term.operator == "add_relative":
         return abs(term.coefficient)
     if term.operator == "signed":
@@ -93,7 +93,7 @@ def _share(plan: Plan, term: Term, layer: int, norm: float) -> float:
             if term.operator == "map"
             else abs(term.target or 0.0) + read
         )
-        return times * written / norm
+        return times * _length(term.vector.at(layer)) / norm
     return 0.0
 
 
