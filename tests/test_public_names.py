@@ -11,7 +11,7 @@ PUBLIC = {
     "steerfast": {
         "AfterSequence": "tokens",
         "Condition": "tests require",
-        "ContrastPair": "prompt positive negative",
+        "ContrastPair": "prompt positive negative negative_prompt",
         "First": "count",
         "Gate": "kind key bias threshold",
         "Plan": "terms finish schedule condition",
@@ -37,7 +37,7 @@ PUBLIC = {
         "with_stream_norms": "vector model tokenizer texts max_tokens batch_size",
     },
     "steerfast.extraction": {
-        "ContrastPair": "prompt positive negative",
+        "ContrastPair": "prompt positive negative negative_prompt",
         "read_texts": "path limit",
         "with_stream_norms": "vector model tokenizer texts max_tokens batch_size",
     },

@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.timing import interleave
 from steerfast.experiments.decode_speed import twin
 from steerfast.models import attach, find_decoder
+from steerfast.ops.implementations import implementation
 from steerfast.plans.operators import Operator
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_index
@@ -206,13 +207,13 @@ def op_times(model: Any, batch: int, plans: list[Plan | None]) -> dict[str, dict
     held = twin(model)
     prompt = torch.ones(batch, 2, dtype=torch.int64)
     handle = attach(held, slots=max(64, 2 * batch))
-    shared = handle._shared
+    ops = implementation(handle.backend)
     layer = model.config.num_hidden_layers // 2
     norm = held.model.layers[layer].input_layernorm
     x, residual = torch.randn(2, batch, 1, model.config.hidden_size).to(model.dtype).unbind(0)
 
     def op(steering: Any) -> Callable[[], object]:
-        return lambda: shared.ops.steer_add_rms_norm(
+        return lambda: ops.steer_add_rms_norm(
             x, residual, norm.weight, norm.variance_epsilon, steering
         )
 

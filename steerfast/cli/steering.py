@@ -17,12 +17,13 @@ from steerfast.cli.options import DtypeOption, JsonFlag, ModelOption
 def extract(
     out: Annotated[Path, typer.Option("--out", "-o", help="Vector file to write (.safetensors).")],
     pairs: Annotated[
-        str | None, typer.Option(help="Contrast pairs: a shipped set by name, or a JSON file.")
+        str | None,
+        typer.Option(help="Contrast pairs: a shipped set by name, or a file (JSON, JSONL, CSV)."),
     ] = None,
     positive: Annotated[
         Path | None,
         typer.Option(
-            help="Corpus A: a text file, one text per blank-line-separated block, or a folder of files."
+            help="Corpus A: a file (JSON, JSONL, CSV, or text: one a line, or with blank lines between) or a folder of files."
         ),
     ] = None,
     negative: Annotated[
@@ -63,6 +64,7 @@ def extract(
         raise ValueError("give either --pairs, or both --positive and --negative")
     chosen = None if layers is None else parse_layers(layers)
     chosen_set = None if pairs is None else contrast.load(pairs)
+    texts = sum(count_texts(path, max_texts) for path in corpora)  # read before the model is
     loaded = load(model, dtype)
     with stages() as stage:
         options: dict[str, Any] = {"position": where, "layers": chosen, "batch_size": batch_size}
@@ -79,9 +81,7 @@ def extract(
         else:
             assert positive is not None
             assert negative is not None
-            step = stage(
-                "extracting", count_texts(positive, max_texts) + count_texts(negative, max_texts)
-            )
+            step = stage("extracting", texts)
             vector = extract_corpora(
                 loaded.model,
                 loaded.tokenizer,

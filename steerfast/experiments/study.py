@@ -34,6 +34,7 @@ from steerfast.extraction.extract import extract_mean, extract_pairs
 from steerfast.io import load_vector, save_vector
 from steerfast.models import find_decoder
 from steerfast.models.load import Loaded
+from steerfast.models.tokens import token_ids
 from steerfast.plans.vector import SteeringVector
 
 
@@ -223,10 +224,7 @@ def study_broad(config: BroadConfig, *, text: Sequence[str], code: Sequence[str]
 def study_sparsity(config: SparsityConfig, *, texts: Sequence[str]) -> Work:
     """The study of pruned models. texts: for the alignment tax."""
     sets = {name: contrast.load(name) for name in config.directions}
-    pairs = {
-        each.name: [[one.prompt, one.positive, one.negative] for one in each.train]
-        for each in sets.values()
-    }
+    pairs = {each.name: [one.parts for one in each.train] for each in sets.values()}
 
     def run(study: Study) -> dict[str, Any]:
         def make_vector(each: ContrastSet, laboratory: Laboratory) -> SteeringVector:
@@ -254,7 +252,7 @@ def _samples(
     """Texts as token ids: each cut after ``sample_tokens``, or into samples of so many."""
     size, samples = config.sample_tokens, []
     for text in texts:
-        ids = tuple(tokenizer(text)["input_ids"])
+        ids = tuple(token_ids(tokenizer, text))
         ends = range(0, len(ids), size) if config.sample_pieces else (0,)
         samples += [ids[at : at + size] for at in ends]
     # Of pieces as many as asked for; what a text ends with may be too short to say anything.

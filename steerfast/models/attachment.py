@@ -1,7 +1,7 @@
-"""Attachment: what the patched modules of one model share, and where each of them finds what belongs to its own thread.
+"""Attachment: what everything of one attached model shares, and what each thread that runs it has for its own.
 
-The table of plans is for all. What belongs to one forward is in ``forward_pass``; routes and generations are in
-``thread_state``; which plans are in force is a matter of where the caller stands (``scope``).
+The table of plans is for all. Routes and generations are a thread's (``thread_state``); which plans are in force is a matter
+of where the caller stands (``scope``).
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import partial
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.models import scope
-from steerfast.models.compiled_forwards import CompiledForwards
 from steerfast.models.forward_pass import ForwardPass
-from steerfast.models.forwards import Forwards
-from steerfast.models.rebind import Rebindings, standing_in
+from steerfast.models.generation import Generation
+from steerfast.models.in_force import PlansInForce
+from steerfast.models.rebind import Rebindings
 from steerfast.models.thread_state import Prepared, ThreadState
-from steerfast.ops.implementations import implementation
 from steerfast.routing.in_use import NOTHING, InUse
 from steerfast.routing.per_thread import PerThread, who_runs
 from steerfast.routing.routing import Routing
+from steerfast.routing.verdicts import Verdicts
 from steerfast.table.table import Table
 
-if TYPE_CHECKING:
-    from steerfast.models.generation import Generation
-    from steerfast.models.use import Use
+
+class Here(threading.local):
+    """now: the forward that runs in this thread."""
+
+    now: ForwardPass | None = None
 
 
 class Attachment:
@@ -47,9 +47,9 @@ class Attachment:
         self.model_name = model_name
         self.rebindings = Rebindings()
         self.is_attached = True
-        self.uses: set[Use] = set()  # open ones, of all threads
+        self.uses: set[PlansInForce] = set()  # open ones, of all threads
         self.last: ForwardPass | None = None  # whoever ran it
-        self.forwards, self.compiled = Forwards(self), CompiledForwards(self)
+        self.here = Here()
         self._states = PerThread(lambda: ThreadState(table))
         self._running: Counter[int] = Counter()  # forwards and generations in progress, by thread
 
@@ -61,11 +61,6 @@ class Attachment:
         return Attachment, settings, {"rebindings": self.rebindings}
 
     @property
-    def ops(self) -> ModuleType:
-        """The functions of the backend."""
-        return implementation(self.backend)
-
-    @property
     def state(self) -> ThreadState:
         """Of this thread, or task."""
         return self._states.mine()
@@ -75,19 +70,12 @@ class Attachment:
         """Of this thread, or task."""
         return self.state.routing
 
-    @property
-    def now(self) -> ForwardPass | None:
-        """The forward in progress in this thread."""
-        return self.compiled.traced if torch.compiler.is_compiling() else self.forwards.now
-
     # -- what is in force ------------------------------------------------------------------------------
 
-    def in_force(self) -> Use | None:
+    def in_force(self) -> PlansInForce | None:
         """The innermost ``use`` here. SteerfastError where it was inherited, and is over: then nobody can say what was meant."""
-        from steerfast.models.use import Use
-
         generation = self.state.generation
-        for use in scope.entered(Use, self):
+        for use in scope.entered(PlansInForce, self):
             if use.is_open or (generation is not None and generation.use is use):
                 return use
             if use.owner != who_runs():
@@ -113,17 +101,18 @@ class Attachment:
         """Conditions will read there."""
         self.measured = self.measured | sites
 
-    def begin_use(self, use: Use) -> None:
+    def begin_use(self, use: PlansInForce) -> None:
         with self.table.lock:
             self.uses.add(use)
         self.note_sites(use.in_use.measured)
 
-    def end_use(self, use: Use) -> bool:
-        """Whether it was open."""
+    def end_use(self, use: PlansInForce) -> None:
+        """Nobody begins anything under it from now on. Harmless twice."""
         with self.table.lock:
-            was_open, use.is_open = use.is_open, False
-            self.uses.discard(use)
-        return was_open
+            if use.is_open:
+                use.is_open = False
+                self.uses.discard(use)
+                use.lease.give_back()
 
     # -- who is running --------------------------------------------------------------------------------
 
@@ -149,7 +138,7 @@ class Attachment:
     @contextmanager
     def generating(self, generation: Generation) -> Iterator[None]:
         """While a ``generate`` runs in this thread: the plans that it began under are kept for it."""
-        if self.now is not None:
+        if self.here.now is not None:
             raise SteerfastError(
                 "generate was called from inside a forward of the same model, whose rows it would overwrite; call it before or "
                 "after"
@@ -179,8 +168,23 @@ class Attachment:
         again = partial(self.prepare, generation, batch, length, mask, seen)
         state.prepared = Prepared(batch * length, routing.in_use, again)
 
-
-def attachment_of(decoder: nn.Module) -> Attachment | None:
-    """What an attached decoder is attached by; None where it is not."""
-    ours = standing_in(decoder)
-    return None if ours is None else ours.shared  # type: ignore[no-any-return]
+    def note(
+        self,
+        shape: tuple[int, int],
+        routing: Routing,
+        judging: Verdicts | None = None,
+        fusing: bool = True,
+    ) -> ForwardPass:
+        """A forward by what has been routed for it in this thread; the last one, for the report."""
+        now = ForwardPass(
+            self.table,
+            shape,
+            routing.rows,
+            routing.served,
+            judging=judging,
+            measured=self.measured,
+            reads_first=routing.measure_first,
+            fusing=fusing,
+        )
+        self.last = self.state.last = now
+        return now

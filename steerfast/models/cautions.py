@@ -13,7 +13,7 @@ from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_name
 from steerfast.plans.vector import SteeringVector
 from steerfast.table.dose import greatest
-from steerfast.table.table import Entry
+from steerfast.table.entry import Entry
 
 _REMEMBERED = 1024
 _PACKAGE = str(PurePath(__file__).parents[1])

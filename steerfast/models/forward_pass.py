@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from steerfast.ops.records import Steering
 from steerfast.routing.route import Rows
 from steerfast.routing.verdicts import Verdicts
-from steerfast.table.table import UNSTEERED, Entry, Table
+from steerfast.table.entry import UNSTEERED, Entry
+from steerfast.table.table import Table
 
 Served = Callable[[], tuple[Entry | None, ...]]
 

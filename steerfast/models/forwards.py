@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steerfast.errors import SteerfastError
 from steerfast.models import scope
+from steerfast.models.attachment import Attachment
 from steerfast.models.forward_pass import ForwardPass
+from steerfast.models.rebind import standing_in
+from steerfast.models.scope import InLoop
+from steerfast.models.traced_pass import TracedPass
+from steerfast.ops.implementations import implementation
 from steerfast.ops.records import Steering
+from steerfast.routing.compiled import key_of
 from steerfast.routing.in_use import NOTHING, InUse
 from steerfast.routing.inputs import Inputs
 from steerfast.routing.per_thread import who_runs
+from steerfast.routing.route import Rows
 from steerfast.routing.routing import Routing
-from steerfast.routing.verdicts import Verdicts
-
-if TYPE_CHECKING:
-    from steerfast.models.attachment import Attachment
-
-
-class _Here(threading.local):
-    """now: the forward that runs in this thread."""
-
-    now: ForwardPass | None = None
 
 
 class Forwards:
@@ -35,17 +32,31 @@ class Forwards:
 
     def __init__(self, attachment: Attachment) -> None:
         self.attachment = attachment
-        self._here = _Here()
+        anchor = torch.zeros((), device=attachment.table.device)
+        self.traced = TracedPass(attachment.table, key_of(self), anchor)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Of a copied model, by its own attachment; that leads back here, so this comes first."""
+        return object.__new__, (Forwards,), self.attachment
+
+    def __setstate__(self, attachment: Attachment) -> None:
+        Forwards.__init__(self, attachment)
+
+    @property
+    def ops(self) -> ModuleType:
+        """The functions of the backend."""
+        return implementation(self.attachment.backend)
 
     @property
     def now(self) -> ForwardPass | None:
         """The one in progress in this thread."""
-        return self._here.now
+        return self.traced if torch.compiler.is_compiling() else self.attachment.here.now
 
     @contextmanager
     def running(self, inputs: Inputs, device: torch.device, fusing: bool) -> Iterator[ForwardPass]:
         """A forward from its begin to its end, however it ends. device: where its layers run."""
-        attachment, outer = self.attachment, self._here.now
+        attachment, here = self.attachment, self.attachment.here
+        outer = here.now
         use = attachment.in_force()
         in_use = NOTHING if use is None else use.begin_reading()
         attachment.begin_running()
@@ -57,40 +68,15 @@ class Forwards:
                     "a forward was called from inside of another one of the same model, and plans with conditions are in use, "
                     "which would read both; call it before or after"
                 )
-            now = self._here.now = self._routed(in_use, inputs, fusing)
-            yield now
+            routing = self.route(in_use, inputs)
+            judging = routing.judging if routing.measuring else None
+            here.now = attachment.note(inputs.shape, routing, judging, fusing)
+            yield here.now
         finally:
-            self._here.now = outer
+            here.now = outer
             attachment.end_running()
             if use is not None:
                 use.lease.end_reading()
-
-    def _routed(self, in_use: InUse, inputs: Inputs, fusing: bool) -> ForwardPass:
-        routing = self.route(in_use, inputs)
-        judging = routing.judging if routing.measuring else None
-        return self.note(inputs.shape, routing, judging, fusing)
-
-    def note(
-        self,
-        shape: tuple[int, int],
-        routing: Routing,
-        judging: Verdicts | None,
-        fusing: bool = True,
-    ) -> ForwardPass:
-        """A forward by what has been routed for it; the last one, for the report."""
-        attachment = self.attachment
-        now = ForwardPass(
-            attachment.table,
-            shape,
-            routing.rows,
-            routing.served,
-            judging=judging,
-            measured=attachment.measured,
-            reads_first=routing.measure_first,
-            fusing=fusing,
-        )
-        attachment.last = attachment.state.last = now
-        return now
 
     def route(self, in_use: InUse, inputs: Inputs) -> Routing:
         """Route a forward that begins in this thread; where its rows are.
@@ -126,9 +112,7 @@ class Forwards:
 
     def _check_loop(self) -> None:
         """SteerfastError in a thread that a decoding loop of another has started: what that has prepared is not for it."""
-        from steerfast.models.generation import Loop
-
-        for loop in scope.entered(Loop, self.attachment):
+        for loop in scope.entered(InLoop, self.attachment):
             if loop.owner != who_runs():
                 raise SteerfastError(
                     "this forward runs in another thread or task than its handle.generating(...) block, so that what was "
@@ -140,12 +124,12 @@ class Forwards:
     def of_layer(self, stream: Tensor) -> tuple[ForwardPass, bool]:
         """The forward that runs a layer, and whether the layer may hand over what the next one starts with: not to what is
         compiled apart from it."""
-        rows, traced = stream.shape[0] * stream.shape[1], self.attachment.compiled.traced
+        rows, traced = stream.shape[0] * stream.shape[1], self.traced
         if torch.compiler.is_compiling():
             if traced.rows is None:
                 return traced.apart(stream, self.attachment.measured), False
             return traced, True
-        now = self._here.now
+        now = self.attachment.here.now
         if now is None and traced.rows is not None:
             now = traced  # whose graph has a break here
         if now is None or now.rows.slot.shape[0] != rows:
@@ -172,3 +156,31 @@ class Forwards:
         slot, gain, records, _, _ = now.steering(site)
         frozen = self.attachment.table.frozen()
         return Steering(slot.clone(), gain.clone(), records.clone(), *frozen)
+
+    # -- what the graph of a compiled forward asks for, in the thread that runs it (``routing.compiled``) -----
+
+    def compiled_route(self, inputs: Inputs) -> tuple[Rows, bool]:
+        """Route a forward that begins, and say whether it would have to read the prompt first."""
+        routing = self.route(self.attachment.in_use(), inputs)
+        self.attachment.note(inputs.shape, routing, routing.judging)
+        return routing.rows, routing.measure_first
+
+    def compiled_layer(self, stream: Tensor) -> Rows:
+        """The route of the forward in progress, of which a layer is compiled apart."""
+        now, rows = self.attachment.here.now, stream.shape[0] * stream.shape[1]
+        if now is None or now.rows.slot.shape[0] != rows:
+            now = self.alone(rows)
+        return now.rows
+
+    def compiled_measure(self, stream: Tensor, site: int) -> Tensor:
+        """Let conditions read the stream; the gains of the forward, with what is decided now."""
+        now = self.attachment.state.last
+        assert now is not None
+        now.measure(stream, site)
+        return now.rows.gain
+
+
+def attachment_of(decoder: nn.Module) -> Attachment | None:
+    """What an attached decoder is attached by; None where it is not."""
+    ours = standing_in(decoder)
+    return None if ours is None else ours.forwards.attachment  # type: ignore[no-any-return]

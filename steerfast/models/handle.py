@@ -13,13 +13,14 @@ from torch import Tensor
 from steerfast.errors import SteerfastError
 from steerfast.models.attachment import Attachment
 from steerfast.models.cautions import Cautions
-from steerfast.models.generation import Loop
+from steerfast.models.loop import Loop
 from steerfast.models.use import Checked, Plans, Use
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_name
 from steerfast.plans.vector import SteeringVector
 from steerfast.routing.in_use import known_prompts
-from steerfast.table.table import UNSTEERED, Table
+from steerfast.table.entry import UNSTEERED
+from steerfast.table.table import Table
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Handle:
         self._shared.rebindings.restore()
         self._shared.is_attached = False
         for use in list(self._shared.uses):
-            use.close()
+            self._shared.end_use(use)
 
     def __enter__(self) -> Handle:
         return self

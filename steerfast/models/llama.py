@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from steerfast.errors import SteerfastError
-from steerfast.models.attachment import Attachment
 from steerfast.models.devices import input_device
 from steerfast.models.forward_pass import ForwardPass
+from steerfast.models.forwards import Forwards
 from steerfast.models.hand_over import NextNorm, at_hand, unobserved, watched_everywhere
 from steerfast.models.rebind import standing_in, stands
 from steerfast.ops.records import Steering
@@ -28,9 +28,9 @@ from steerfast.routing.inputs import inputs_of
 class SteeredLayer:
     """The ``forward`` of one LlamaDecoderLayer."""
 
-    def __init__(self, layer: Any, index: int, shared: Attachment) -> None:
+    def __init__(self, layer: Any, index: int, forwards: Forwards) -> None:
         self.layer = layer
-        self.shared = shared
+        self.forwards = forwards
         self.norm_class = type(layer.input_layernorm)
         self.mid_site = site_index("resid_mid", index)
         self.post_site = site_index("resid_post", index)
@@ -60,7 +60,7 @@ class SteeredLayer:
             **kwargs,
         }
         layer = self.layer
-        now, whole = self.shared.forwards.of_layer(hidden_states)
+        now, whole = self.forwards.of_layer(hidden_states)
         if layer.training and layer.gradient_checkpointing:
             return self._checkpointed(hidden_states, attention, now)
         return self._run(hidden_states, attention, now, now.steering, hand_over=whole)
@@ -77,7 +77,7 @@ class SteeredLayer:
             )
         attention |= {"past_key_values": None, "use_cache": False}
         sites = self.mid_site, self.post_site
-        frozen = {site: self.shared.forwards.frozen(now, site) for site in sites}
+        frozen = {site: self.forwards.frozen(now, site) for site in sites}
         steering = frozen.__getitem__
         run = partial(self._run, attention=attention, now=now, steering=steering, hand_over=False)
         checkpoint: Callable[..., Tensor] = self.layer._gradient_checkpointing_func
@@ -91,7 +91,7 @@ class SteeredLayer:
         steering: Callable[[int], Steering],
         hand_over: bool,
     ) -> Tensor:
-        layer, ops, fusing = self.layer, self.shared.ops, now.fusing
+        layer, ops, fusing = self.layer, self.forwards.ops, now.fusing
         stream: Tensor = hidden_states
         input_norm, mid_norm = layer.input_layernorm, layer.post_attention_layernorm
         taken = now.take(stream, input_norm) if hand_over else None
@@ -147,13 +147,13 @@ class SteeredNorm:
     """The ``forward`` of the final norm: what the last layer handed over, or the original."""
 
     def __init__(
-        self, norm: nn.Module, shared: Attachment, original: Callable[[Tensor], Tensor]
+        self, norm: nn.Module, forwards: Forwards, original: Callable[[Tensor], Tensor]
     ) -> None:
-        self.norm, self.shared, self.original = norm, shared, original
+        self.norm, self.forwards, self.original = norm, forwards, original
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         self = standing_in(self)
-        now = self.shared.now
+        now = self.forwards.now
         normed = None if now is None else now.take(hidden_states, self.norm)
         return self.original(hidden_states) if normed is None else normed
 
@@ -165,12 +165,12 @@ class SteeredModel:
     def __init__(
         self,
         model: Any,
-        shared: Attachment,
+        forwards: Forwards,
         original: Callable[..., Any],
         layers: list[SteeredLayer],
         first: NextNorm,
     ) -> None:
-        self.model, self.shared, self.original = model, shared, original
+        self.model, self.forwards, self.original = model, forwards, original
         self.layers, self.first = layers, first
         self._plain = [one.layer for one in layers]
 
@@ -196,7 +196,7 @@ class SteeredModel:
                 input_ids=input_ids, inputs_embeds=inputs_embeds, **inputs, **cache
             )
         self._check_layers()
-        shared, fusing = self.shared, not watched_everywhere()
+        forwards, fusing = self.forwards, not watched_everywhere()
         given: Any = input_ids if inputs_embeds is None else inputs_embeds
         routed_by = inputs_of(given, input_ids, attention_mask, position_ids, past_key_values)
 
@@ -205,12 +205,12 @@ class SteeredModel:
             return self.original(input_ids=None, inputs_embeds=stream, **inputs, **cache)
 
         if torch.compiler.is_compiling():
-            traced = shared.compiled.traced
-            traced.begin(routed_by, shared.measured, fusing)
+            traced = forwards.traced
+            traced.begin(routed_by, forwards.attachment.measured, fusing)
             output = run(traced, **cache)
             traced.end()
             return output
-        with shared.forwards.running(routed_by, self._device(given), fusing) as now:
+        with forwards.running(routed_by, self._device(given), fusing) as now:
             if now.reads_first:
                 # Rows behind the prompt depend, in every layer, on what conditions read at its end.
                 with torch.no_grad(), now.reading_only():
@@ -219,9 +219,9 @@ class SteeredModel:
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         stream = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if stream.dtype is torch.float64 and self.shared.backend != "reference":
+        if stream.dtype is torch.float64 and self.forwards.attachment.backend != "reference":
             raise SteerfastError(
-                f"the model is float64 now, which backend {self.shared.backend} does not know; detach and attach again, which "
+                f"the model is float64 now, which backend {self.forwards.attachment.backend} does not know; detach and attach again, which "
                 "takes the reference"
             )
         return stream
@@ -233,7 +233,7 @@ class SteeredModel:
 
     def _steered(self, now: ForwardPass, stream: Tensor) -> Tensor:
         """There is no branch to add yet, but a norm to hand over."""
-        ops, site = self.shared.ops, now.steering(0)
+        ops, site = self.forwards.ops, now.steering(0)
         norm = self.first.ready(stream) if now.fusing else None
         if norm is None:
             stream = ops.steer(stream, site)

@@ -11,11 +11,12 @@ from torch import nn
 
 from steerfast.errors import SteerfastError
 from steerfast.models import scope
-from steerfast.models.attachment import Attachment, attachment_of
+from steerfast.models.attachment import Attachment
 from steerfast.models.checks import check_decoder, check_peft, find_decoder
 from steerfast.models.continuous import SteeredBatch, SteeredBatching
 from steerfast.models.devices import check_one_device
-from steerfast.models.generation import SteeredGenerate, SteeredPrepare
+from steerfast.models.forwards import Forwards, attachment_of
+from steerfast.models.generate import SteeredGenerate, SteeredPrepare
 from steerfast.models.hand_over import NextNorm
 from steerfast.models.handle import Handle
 from steerfast.models.llama import SteeredLayer, SteeredModel, SteeredNorm
@@ -100,21 +101,22 @@ def _attachment(
 
 
 def _rebind_decoder(decoder: Any, path: str, shared: Attachment, rebindings: Rebindings) -> None:
+    forwards = Forwards(shared)
     norm_is_plain = "forward" not in decoder.norm.__dict__
-    steered = [SteeredLayer(layer, index, shared) for index, layer in enumerate(decoder.layers)]
+    steered = [SteeredLayer(layer, index, forwards) for index, layer in enumerate(decoder.layers)]
     for index, ours in enumerate(steered):
         where = f"{path}layers.{index}"
         rebindings.rebind(ours.layer, where, "forward", partial(_ignoring, ours.forward))
         ours.own_forward = ours.layer.__dict__.get("forward")
 
     def norm_forward(original: Any) -> Any:
-        return SteeredNorm(decoder.norm, shared, original).forward
+        return SteeredNorm(decoder.norm, forwards, original).forward
 
     rebindings.rebind(decoder.norm, f"{path}norm", "forward", norm_forward)
     norms = [NextNorm(ours.layer, "input_layernorm", ours.own_forward, None) for ours in steered]
 
     def model_forward(original: Any) -> Any:
-        return SteeredModel(decoder, shared, original, steered, norms[0]).forward
+        return SteeredModel(decoder, forwards, original, steered, norms[0]).forward
 
     rebindings.rebind(decoder, path.rstrip(".") or "model", "forward", model_forward)
     for ours, following in zip(steered, norms[1:], strict=False):

@@ -18,12 +18,16 @@ from steerfast.routing.per_thread import who_runs
 
 
 class Scope:
-    """Something of one attached model that holds from where it is entered: a ``Use``, or a ``Loop``."""
+    """Something that holds, for one attached model, from where it is entered."""
 
-    def __init__(self, attachment: Any) -> None:
+    def __init__(self, attachment: object) -> None:
         self.attachment = attachment
         self.owner = who_runs()
         self.is_open = True
+
+
+class InLoop(Scope):
+    """A decoding loop of one's own, which says what the next forward reads."""
 
 
 _entered: ContextVar[tuple[Scope, ...]] = ContextVar("steerfast_entered", default=())

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from steerfast.models.forward_pass import ForwardPass
+from steerfast.models.generation import Generation
 from steerfast.routing.in_use import InUse
 from steerfast.routing.routing import Routing
 from steerfast.table.table import Table
-
-if TYPE_CHECKING:
-    from steerfast.models.generation import Generation
 
 
 class Prepared(NamedTuple):

@@ -9,17 +9,15 @@ from types import TracebackType
 from steerfast.errors import SteerfastError
 from steerfast.models import scope
 from steerfast.models.attachment import Attachment
-from steerfast.models.scope import Scope
+from steerfast.models.in_force import PlansInForce
 from steerfast.plans.plan import Plan
-from steerfast.routing.in_use import InUse
-from steerfast.table.lease import Lease
-from steerfast.table.table import Entry
+from steerfast.table.entry import Entry
 
 Plans = Plan | None | Sequence[Plan | None]
 Checked = tuple[bool, list[Plan | None]]  # one for all rows; the plans
 
 
-class Use(Scope):
+class Use(PlansInForce):
     """Plans in force from the call of ``use`` until the ``with`` block (or ``close``) ends.
 
     Other threads and tasks are not steered by it, but for those that are started from here while it is in force. A generation
@@ -35,12 +33,9 @@ class Use(Scope):
         lengths: tuple[int, ...] | None,
         prompts: tuple[tuple[int, ...], ...] | None,
     ) -> None:
-        super().__init__(attachment)
-        self.single, wanted = check(plans)
-        self._check, self._warn = check, warn
-        self.prompt_lengths, self.prompts = lengths, prompts
-        self.lease = Lease(attachment.table, wanted)
-        self._in_use = InUse(self.lease.entries, self.single, lengths, prompts)
+        single, wanted = check(plans)
+        super().__init__(attachment, attachment.table, wanted, single, lengths, prompts)
+        self._attachment, self._check, self._warn = attachment, check, warn
         scope.enter(self)
         try:
             warn(self.lease.entries)
@@ -50,21 +45,6 @@ class Use(Scope):
             self.lease.give_back()
             raise
         attachment.begin_use(self)
-
-    @property
-    def in_use(self) -> InUse:
-        """What forwards are steered by."""
-        return self._of(self.lease.entries)
-
-    def begin_reading(self) -> InUse:
-        """The same, for a forward that begins; ``lease.end_reading`` when it has ended."""
-        return self._of(self.lease.begin_reading())
-
-    def _of(self, entries: tuple[Entry | None, ...]) -> InUse:
-        """Made once for the same entries, since routes are made anew for another."""
-        if self._in_use.requests is not entries:
-            self._in_use = InUse(entries, self.single, self.prompt_lengths, self.prompts)
-        return self._in_use
 
     def change(self, plans: Plans) -> None:
         """Steer by other plans, as many as before, from the next forward on: the next token of a generation under
@@ -83,20 +63,19 @@ class Use(Scope):
                 f"change() was given {'one plan for all rows' if single else f'{len(wanted)} plans'}, but this use() has "
                 f"{'one for all rows' if self.single else f'{before}'}"
             )
-        self.lease.change(wanted, in_place=self.attachment.now is None)
-        self.attachment.note_sites(self.in_use.measured)
-        self.attachment.follow()
+        self.lease.change(wanted, in_place=self._attachment.here.now is None)
+        self._attachment.note_sites(self.in_use.measured)
+        self._attachment.follow()
         self._warn(self.lease.entries)
 
     def close(self) -> None:
         """End it; the plans in force before return. Harmless twice."""
         scope.leave(self)
-        if self.attachment.end_use(self):
-            self.lease.give_back()
+        self._attachment.end_use(self)
         with suppress(
             SteerfastError
         ):  # of a use that was inherited and is over: the next forward says so
-            self.attachment.follow()
+            self._attachment.follow()
 
     def __enter__(self) -> Use:
         if not self.is_open:

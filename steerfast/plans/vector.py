@@ -154,8 +154,13 @@ class SteeringVector:
     def at(self, layer: int) -> Tensor:
         """A copy of the [D] float32 direction ([T, D] by position) of one layer; ValueError names the layers there are."""
         if layer not in self.directions:
+            hint = (
+                "; layers count from 0, and a vector does not know where its model ends: "
+                f"{layer} from the end is num_hidden_layers - {-layer}"
+            )
             raise ValueError(
                 f"vector {self.name!r} has no layer {layer}; it has {_ranges(self.layers)}"
+                f"{hint if layer < 0 else ''}"
             )
         return self.directions[layer].clone()
 

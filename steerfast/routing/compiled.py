@@ -22,13 +22,13 @@ _keys = count()
 class Steered(Protocol):
     """An attached model, for its compiled forwards."""
 
-    def route(self, inputs: Inputs) -> tuple[Rows, bool]:
+    def compiled_route(self, inputs: Inputs) -> tuple[Rows, bool]:
         """The route of the forward that begins, and whether it would have to read the prompt first."""
 
-    def layer(self, stream: Tensor) -> Rows:
+    def compiled_layer(self, stream: Tensor) -> Rows:
         """The route of the forward in progress, of which a layer is compiled by itself."""
 
-    def measure(self, stream: Tensor, site: int) -> Tensor:
+    def compiled_measure(self, stream: Tensor, site: int) -> Tensor:
         """Let conditions read the stream; returns the gains [N] with what is decided now."""
 
 
@@ -53,7 +53,7 @@ def _route(
 ) -> tuple[Tensor, ...]:
     begun: int | Tensor = int(seen) if seen.device.type == "cpu" else seen
     inputs = Inputs(like, tokens, mask, position_ids, begun, mask_kind)
-    rows, reads_first = by_key[key].route(inputs)
+    rows, reads_first = by_key[key].compiled_route(inputs)
     if reads_first:
         raise SteerfastError(
             "a plan has a condition, and this compiled forward holds the prompt and tokens behind it, which depend on "
@@ -70,11 +70,11 @@ def _fake_route(like: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def _layer(stream: Tensor, key: int) -> tuple[Tensor, ...]:
-    return tuple(line.clone() for line in by_key[key].layer(stream))
+    return tuple(line.clone() for line in by_key[key].compiled_layer(stream))
 
 
 def _measure(stream: Tensor, site: int, gain: Tensor, anchor: Tensor, key: int) -> Tensor:
-    return by_key[key].measure(stream, site).clone()
+    return by_key[key].compiled_measure(stream, site).clone()
 
 
 _library: Any = torch.library.Library("steerfast", "FRAGMENT")  # type: ignore[no-untyped-call]

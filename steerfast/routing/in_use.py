@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.plans.fields import wholes
-from steerfast.table.table import Entry
+from steerfast.table.entry import Entry
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from steerfast.errors import SteerfastError
 from steerfast.plans.selectors import final_token
+from steerfast.table.entry import UNSTEERED, Entry
 from steerfast.table.lowering import MAX_SEGMENTS, Origin
-from steerfast.table.table import UNSTEERED, Entry
 
 NEVER = 2**40  # a position that no token reaches
 

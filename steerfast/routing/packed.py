@@ -21,7 +21,7 @@ from steerfast.routing.route import SEATS
 from steerfast.routing.router import NO_SEAT, make_router
 from steerfast.routing.routing import Routing
 from steerfast.routing.verdicts import Verdicts
-from steerfast.table.table import Entry
+from steerfast.table.entry import Entry
 
 ENGINE = "__warmup_"  # how the names of an engine's own requests begin; they are not steered
 

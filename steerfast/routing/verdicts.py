@@ -16,7 +16,7 @@ from torch import Tensor
 from steerfast.errors import SteerfastError
 from steerfast.plans.condition import MAX_TESTS, Condition
 from steerfast.routing.route import Rows
-from steerfast.table.table import Entry
+from steerfast.table.entry import Entry
 
 NOWHERE = -1  # the site of a test that is not there
 SITE, KEY, COSINE, LAST, BELOW = range(5)

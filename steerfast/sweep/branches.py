@@ -12,9 +12,10 @@ from torch import Tensor
 
 from steerfast.plans.plan import Plan
 from steerfast.routing.itinerary import NOWHERE, Itinerary, itinerary
+from steerfast.table.entry import UNSTEERED
 from steerfast.table.lowering import lower
 from steerfast.table.packing import pack
-from steerfast.table.table import UNSTEERED, Table
+from steerfast.table.table import Table
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from steerfast.errors import TableFullError
 from steerfast.plans.plan import Plan
-from steerfast.table.table import Entry, Table
+from steerfast.table.entry import Entry
+from steerfast.table.table import Table
 
 
 class Lease:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,31 +23,10 @@ from steerfast.errors import TableFullError
 from steerfast.ops.records import MAX_READS, READ_WIDTH, RECORD_WIDTH, Op, Read
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_count
-from steerfast.table.lowering import Lowered, Phase, lower
+from steerfast.table.entry import UNSTEERED, Entry
+from steerfast.table.lowering import Lowered, lower
 from steerfast.table.packing import Direction, Packed, PackedSite, pack
 from steerfast.table.pool import Pool
-
-UNSTEERED = -1
-
-
-@dataclass
-class Entry:
-    """One plan in the table: the slot of each phase (-1 where nothing is active), the bank row of each
-    test's key, what it shares of bank and programs, and who holds it."""
-
-    plan: Plan
-    lowered: Lowered
-    slots: tuple[int, ...]
-    keys: tuple[int, ...] = ()
-    rows: list[int] = field(default_factory=list)
-    programs: list[int] = field(default_factory=list)
-    holders: int = 0
-    # On a GPU: when the last step that its last holder started was through with the slots.
-    last_use: torch.cuda.Event | None = None
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        return self.lowered.phases
 
 
 class Table:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 import steerfast
 from steerfast import Plan, SteeringVector, attach, steer
 from steerfast.io.plans import plan_from_json
-from steerfast.table.table import UNSTEERED
+from steerfast.table.entry import UNSTEERED
 
 PAGE = (Path(__file__).parents[2] / "docs/plans.md").read_text()
 PROMPT, LENGTH = 5, 9

@@ -64,12 +64,16 @@ def test_pipelines_and_streamers(given, hooked):
     assert texts == tokenizer.batch_decode(out, skip_special_tokens=True)
     assert texts[0] != texts[1]
     answer = out[0, prompts.input_ids.shape[1] :]
+    for tokens, added in zip(given["both"], (0.3 * one, -0.3 * one), strict=True):
+        with hooked(model, {10: torch.stack([added])}):
+            assert torch.equal(tokens, model.generate(**given["one"], **GREEDY))
     assert "".join(given["pieces"]) == tokenizer.decode(answer, skip_special_tokens=True)
 
 
 def test_forwards_and_loops_of_ones_own(given, hooked):
     model, joy = given["model"], given["joy"]
     assert (given["behind_prompt"], given["behind_sequence"]) == (5, 6)
+    assert given["first_of_two"] == 3
     ids, raw = given["ids"], 4.0 * joy.at(10)
 
     def behind(module, args, output):  # token 8 is the fourth: it and what follows

@@ -12,7 +12,7 @@ from torch import Tensor
 from steerfast.routing.itinerary import Itinerary
 from steerfast.routing.route import Route, Rows, padded
 from steerfast.routing.router import NO_SEAT
-from steerfast.table.table import UNSTEERED
+from steerfast.table.entry import UNSTEERED
 
 
 class DeviceRoute(Route):

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from steerfast.routing.route import RowBuffers, Rows, Staging
-from steerfast.table.table import UNSTEERED
+from steerfast.table.entry import UNSTEERED
 
 
 class FixedRows(RowBuffers):

@@ -1,0 +1,98 @@
+"""``generate``, patched: it says what a generation begins with, and prepares the route of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from steerfast.errors import SteerfastError
+from steerfast.models.generation import Generation
+from steerfast.models.stand_in import StandIn
+from steerfast.routing.in_use import InUse
+from steerfast.routing.positions import check_mask
+
+
+class SteeredGenerate(StandIn):
+    """Stands in for ``model.generate``."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        shared = self.shared
+        given = args[0] if args else kwargs.get("inputs")
+        ids = given if given is not None else kwargs.get("input_ids")
+        embeds = kwargs.get("inputs_embeds")
+        prompt = ids if ids is not None else embeds
+        if prompt is None:  # transformers starts from the BOS token
+            batch, width = 1, 1
+        else:
+            batch, width = prompt.shape[0], prompt.shape[1]
+        mask = kwargs.get("attention_mask")
+        in_use = shared.in_use()
+        if mask is not None and embeds is None and in_use.active:
+            known = kwargs.get("past_key_values") is None  # else the mask is of the cache too
+            check_mask(mask, batch, width, width if known else None)
+        flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        if flat is not None:  # covers a given cache, which the prompt may not
+            width = flat.shape[1]
+        in_use.check_batch(batch, exact=True, what="generate got {} prompts")
+        _check_healing(in_use, kwargs, self.original)
+        if mask is None:
+            flat = _inferred(ids, kwargs, self.original)
+        with shared.generating(Generation(ids, flat, width, shared.in_force())):
+            return self.original(*args, **kwargs)
+
+
+def _setting(name: str, kwargs: dict[str, Any], generate: Callable[..., Any]) -> Any:
+    """A setting of a call of ``generate``: an argument, else of the configuration given, else of the model's."""
+    own = getattr(getattr(generate, "__self__", None), "generation_config", None)
+    settings = kwargs.get("generation_config") or own
+    return kwargs.get(name, getattr(settings, name, None))
+
+
+def _inferred(
+    ids: Tensor | None, kwargs: dict[str, Any], generate: Callable[..., Any]
+) -> Tensor | None:
+    """The mask that ``generate`` will infer where it was given none: what is not the pad token, if that ends no text."""
+    pad = _setting("pad_token_id", kwargs, generate)
+    ends = _setting("eos_token_id", kwargs, generate)
+    if ids is None or pad is None or kwargs.get("past_key_values") is not None:
+        return None
+    if pad in (ends if isinstance(ends, (list, tuple)) else [ends]) or not (ids == pad).any():
+        return None
+    mask: Tensor = (ids != pad).long()
+    return mask
+
+
+def _check_healing(in_use: InUse, kwargs: dict[str, Any], generate: Callable[..., Any]) -> None:
+    """SteerfastError where ``generate`` is to change the prompt's tokens before it reads them, and a plan counts them."""
+    heals = _setting("token_healing", kwargs, generate)
+    if heals and (in_use.by_position or not in_use.single):
+        raise SteerfastError(
+            "token_healing changes the end of each prompt in generations of their own, so that neither prompts nor rows "
+            "are those that plans were given for; use one plan that selects 'all' tokens, or switch it off"
+        )
+
+
+class SteeredPrepare(StandIn):
+    """Stands in for ``model.prepare_inputs_for_generation``."""
+
+    def __call__(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        prepared = self.original(input_ids, *args, **kwargs)
+        generation = self.shared.state.generation
+        if generation is not None:
+            tokens = prepared.get("input_ids")
+            tokens = prepared["inputs_embeds"] if tokens is None else tokens
+            batch, length = map(int, tokens.shape[:2])
+            mask = kwargs.get("attention_mask")  # before a static cache turns it into a 4-D one
+            seen = _seen(kwargs.get("past_key_values"), mask, length)
+            self.shared.prepare(generation, batch, length, mask, seen)
+        return prepared
+
+
+def _seen(cache: Any, mask: Tensor | None, length: int) -> int:
+    """How many tokens a cache holds. A static one keeps that on the device; the mask says it too."""
+    seen = 0 if cache is None else cache.get_seq_length()
+    if isinstance(seen, int):
+        return seen
+    return int(seen) if mask is None else mask.shape[1] - length
