@@ -139,7 +139,7 @@ __device__ inline void make_terms(const SteerParams& p, const Route<true>& route
     dots.exact_squares = sum_of_column(shared.exact, kSquares);
   }
   const Coefficient coefficient = coefficient_of(read, dots);
-  if (lane < kMaxReads) shared.term[lane] = {read.target, coefficient.f};
+  if (lane < kMaxReads) shared.term[lane] = {read.target, read.target < 0 ? 0.f : coefficient.f};
   const float share = warp_sum(coefficient.share);
   if (lane == 0) shared.share = share;
 }

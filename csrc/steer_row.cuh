@@ -104,7 +104,7 @@ __device__ inline void work_on(const SteerParams& p, int64_t index, const Route<
       if (route.read_count > 0) {
         const float share = shared.reads.share;
 #pragma unroll
-        for (int i = 0; i < kLanes; ++i) added[i] += share * h[i];
+        for (int i = 0; i < kLanes; ++i) added[i] += share == 0.f ? 0.f : share * h[i];
       }
     }
 #pragma unroll
