@@ -5,8 +5,7 @@ python docs/examples/own_contrast_data.py [MODEL]    a folder or hub id of a Lla
 
 import sys
 
-from steerfast import attach, extract_pairs, save_vector, steer
-from steerfast.models.load import load_model
+from steerfast import attach, extract_pairs, load_model, save_vector, steer
 
 PAIRS = [  # a prompt, its continuation on a rainy day, its continuation on a sunny one
     ("We stepped outside and", " the rain soaked us to the skin.", " the sun warmed our faces."),

@@ -28,6 +28,7 @@ from steerfast.extraction.samples import (
     text_samples,
 )
 from steerfast.extraction.stream_means import Progress, StreamMean, stream_means
+from steerfast.models.fingerprint import fingerprint
 from steerfast.plans.fields import whole, wholes
 from steerfast.plans.vector import LAYER_CONVENTION, SteeringVector
 
@@ -144,8 +145,7 @@ def extract_mean(
         "method": "mean of a corpus",
         "counts": {"samples": len(given)},
         "position": "last",
-        "model": str(getattr(getattr(model, "config", None), "_name_or_path", "")),
-        "layer_convention": LAYER_CONVENTION,
+        **_of_model(model),
     }
     directions = dict(enumerate(mean.mean().to(torch.float32)))
     return SteeringVector(name, directions, mean.norms.medians(), facts)
@@ -212,11 +212,16 @@ def _vector(
     difference = (means[1].mean() - means[-1].mean()).to(torch.float32)
     norms = means[1].norms.merged(means[-1].norms).medians()
     kept = range(len(difference)) if layers is None else layers
-    config = getattr(model, "config", None)
-    about = {
-        "model": str(getattr(config, "_name_or_path", "")),
-        "layer_convention": LAYER_CONVENTION,
-        **facts,
-    }
+    about = {**_of_model(model), **facts}
     directions = {layer: difference[layer] for layer in kept}
     return SteeringVector(name, directions, norms, about)
+
+
+def _of_model(model: nn.Module) -> dict[str, object]:
+    """What a vector remembers of its model: its name, and a fingerprint of its weights where there is one."""
+    known = fingerprint(model)
+    return {
+        "model": str(getattr(getattr(model, "config", None), "_name_or_path", "")),
+        **({} if known is None else {"fingerprint": known}),
+        "layer_convention": LAYER_CONVENTION,
+    }

@@ -1,4 +1,4 @@
-"""Corpora from files: every file below a folder, or the texts of one file, by what it is.
+"""Corpora from files: the texts below a folder, or the texts of one file, by what it is.
 
 JSON, JSONL and CSV hold a text a row (``steerfast.extraction.samples.as_text_or_messages``). In a text file blank lines
 stand between texts; where there are none, every line is one.
@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from steerfast.extraction.folder import texts_below
 from steerfast.extraction.samples import as_text_or_messages
 from steerfast.io.rows import ENDINGS, is_row, lines_of, rows_of
 from steerfast.models.tokens import Prompt
 
 
 def read_texts(path: str | Path, limit: int | None = None) -> Iterator[Prompt]:
-    """The texts (or chat messages) of a corpus: every file below a folder (sorted), or the rows, blocks or lines of one file.
+    """The texts (or chat messages) of a corpus: the files of text below a folder (``folder``), or the rows, blocks or
+    lines of one file.
 
     Read lazily. Raises FileNotFoundError, or ValueError, with file and line, where there is no text.
     """
@@ -38,10 +40,7 @@ def count_texts(path: str | Path, limit: int | None = None) -> int:
 
 def _texts(path: Path) -> Iterator[Prompt]:
     if path.is_dir():
-        for file in sorted(item for item in path.rglob("*") if item.is_file()):
-            text = file.read_text(encoding="utf-8", errors="replace").strip()
-            if text:
-                yield text
+        yield from texts_below(path)
     elif path.suffix.lower() in ENDINGS:
         _, rows = rows_of(path, "texts")
         for number, row in enumerate(rows, 1):

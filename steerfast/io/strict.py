@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_LARGEST = 2**63 - 1
+LARGEST = 2**63 - 1
 DEEPEST = 64  # levels of objects and lists in each other
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -56,7 +56,7 @@ def check_values(value: object, what: str) -> None:
     """ValueError for integers beyond 64 bits anywhere in what another reader has read."""
     for level in _levels(value):
         for one in level:
-            if type(one) is int and not -_LARGEST - 1 <= one <= _LARGEST:
+            if type(one) is int and not -LARGEST - 1 <= one <= LARGEST:
                 raise ValueError(f"{what} holds an integer that 64 bits do not")
 
 
@@ -88,7 +88,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 20 or not -_LARGEST - 1 <= int(text) <= _LARGEST:
+    if len(text) > 20 or not -LARGEST - 1 <= int(text) <= LARGEST:
         raise ValueError(f"holds the integer {_short(text)}, which 64 bits do not")
     return int(text)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.models.attachment import Attachment
+from steerfast.models.cautions import Cautions
 from steerfast.models.loop import Loop
 from steerfast.models.use import Checked, Plans, Use
 from steerfast.plans.plan import Plan
@@ -59,6 +58,7 @@ class Handle:
     def __init__(self, model: Any, shared: Attachment) -> None:
         self.model = model
         self._shared = shared
+        self._cautions = Cautions(model, shared.model_name)
 
     @property
     def table(self) -> Table:
@@ -88,10 +88,11 @@ class Handle:
         returns on exit. It holds in this thread (or asyncio task) and in what is started from it; see ``Use``.
 
         Raises ValueError for a plan that does not fit the model, SteerfastError if the table is full
-        or the handle is detached; warns if a vector names another model. Nothing changes then.
+        or the handle is detached. Nothing changes then. Warns of a vector from another model, and of a plan
+        that adds more than the stream's typical norm over its layers.
         """
         lengths, ids = known_prompts(prompt_lengths, prompts)
-        return Use(self._shared, self._checked, plans, lengths, ids)
+        return Use(self._shared, self._checked, self._cautions.of_doses, plans, lengths, ids)
 
     def _checked(self, plans: Plans) -> Checked:
         """(one for all rows, [plan or None]), all of which fit the model."""
@@ -118,7 +119,7 @@ class Handle:
             if not isinstance(plan, Plan):
                 raise TypeError(f"use() takes plans (or None), got {type(plan).__name__}")
             self.table.check(plan)
-            self._warn_of_other_model(plan)
+            self._cautions.of_model(plan)
         return single, wanted
 
     def generating(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Loop:
@@ -168,14 +169,3 @@ class Handle:
 
     def __exit__(self, *error: Any) -> None:
         self.detach()
-
-    def _warn_of_other_model(self, plan: Plan) -> None:
-        here = PurePath(self._shared.model_name).name
-        for term in plan.terms:
-            there = PurePath(str(term.vector.provenance.get("model", ""))).name
-            if here and there and here != there:
-                warnings.warn(
-                    f"vector {term.vector.name!r} was extracted from {there!r}, but this model is {here!r}; "
-                    "a direction rarely means the same in another model",
-                    stacklevel=4,
-                )
