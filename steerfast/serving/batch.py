@@ -13,6 +13,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 from steerfast.errors import SteerfastError, TableFullError
+from steerfast.io.strict import LARGEST
 from steerfast.models import Handle, attach
 from steerfast.models.tokens import Messages, are_many, as_ids, as_prompt, token_ids
 from steerfast.plans.plan import Plan
@@ -20,7 +21,6 @@ from steerfast.routing.packed import along
 from steerfast.serving.cache_size import Length, sized_config
 from steerfast.serving.sampling import MAX_NEW_TOKENS, checked
 
-_LARGEST = 2**63 - 1
 _PER_REQUEST = ("max_new_tokens", "eos_token_id")
 _WAIT = 1.0  # seconds between looks at an engine that says nothing
 
@@ -229,14 +229,14 @@ def _checked(
     """The request, its sampling as plain values. TypeError or ValueError, with its number, for what cannot run;
     TableFullError for a plan that this table never has room for."""
     positions = getattr(handle.model.config.get_text_config(), "max_position_embeddings", None)
-    most_new = _LARGEST if positions is None else max(0, positions - len(ids))
+    most_new = LARGEST if positions is None else max(0, positions - len(ids))
     plan = request.plan
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(
             f"the plan of request {number} is a {type(plan).__name__}; wanted a Plan or None "
             "(steerfast.load_plan reads one from a file)"
         )
-    vocabulary = getattr(handle.model.get_input_embeddings(), "num_embeddings", _LARGEST)
+    vocabulary = getattr(handle.model.get_input_embeddings(), "num_embeddings", LARGEST)
     sampling = checked(request.sampling, f"request {number}", most_new, vocabulary)
     try:
         if plan is not None:

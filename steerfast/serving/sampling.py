@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from steerfast.io.strict import LARGEST
 from steerfast.plans.fields import number, whole, wholes
 
 MAX_NEW_TOKENS = 128  # of a request that does not say
-_LARGEST = 2**63 - 1
 
 
 def checked(given: Mapping[str, Any], who: str, most_new: int, vocabulary: int) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def checked(given: Mapping[str, Any], who: str, most_new: int, vocabulary: int) 
     return values
 
 
-def _between(least: int, most: int = _LARGEST) -> Callable[[str, object, int], int]:
+def _between(least: int, most: int = LARGEST) -> Callable[[str, object, int], int]:
     def read(name: str, value: object, vocabulary: int) -> int:
         found = whole(name, value)
         if not least <= found <= most:

@@ -325,7 +325,7 @@ chosen.myopic.1 = [-1.0, 1.0]
 
 def _preset(draw: random.Random) -> bytes:
     lines = PRESET.splitlines()
-    for _ in range(draw.randrange(1, 3)):
+    for _ in range(draw.randrange(3)):
         at = draw.randrange(len(lines))
         key = lines[at].split(" = ")[0]
         value = _value(draw)

@@ -50,10 +50,14 @@ PLANS = {  # the phases, slots, rows of the bank and programs that one counts by
 }  # fmt: skip
 
 
+LEAST = ("slots", "bank_rows")  # a table has one of each, needed or not
+
+
 def table_for(found, **less):
     room = {"slots": found.slots, "bank_rows": found.bank_rows, "programs": found.programs}
     room = {name: room[name] - less.get(name, 0) for name in room}
-    return Table(LAYERS, WIDTH, **{**room, "slots": max(room["slots"], 1)})
+    room |= {name: max(room[name], 1) for name in LEAST}
+    return Table(LAYERS, WIDTH, **room)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -73,10 +77,11 @@ def test_a_table_of_that_size_holds_it_and_a_smaller_one_does_not(name):
     table = table_for(found)
     table.acquire(plan)
     tensors = (table.records, table.reads, table.bank)
-    unused = table.records.nbytes if not found.slots else 0  # a table has one slot at least
+    unused = table.records.nbytes if not found.slots else 0
+    unused += table.bank.nbytes if not found.bank_rows else 0
     assert found.bytes == sum(tensor.nbytes for tensor in tensors) - unused
     for what in ("slots", "bank_rows", "programs"):
-        if getattr(found, what) > (what == "slots"):
+        if getattr(found, what) > (what in LEAST):
             with pytest.raises(TableFullError):
                 table_for(found, **{what: 1}).acquire(plan)
 
