@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,11 @@ class Handle:
                 f"use() takes plans, got the vector {plans.name!r}; make a plan of it: steer(vector, 0.2, layers=[10], "
                 'scale="stream")'
             )
+        if isinstance(plans, Mapping):
+            raise TypeError(
+                "use() takes a list with one plan (or None) a row, in the order of the rows, got "
+                f"{type(plans).__name__}; give [plans[name] for name in ...]"
+            )
         single = plans is None or isinstance(plans, Plan)
         if not single and not isinstance(plans, Iterable):
             raise TypeError(
@@ -117,7 +122,10 @@ class Handle:
             if plan is None:
                 continue
             if not isinstance(plan, Plan):
-                raise TypeError(f"use() takes plans (or None), got {type(plan).__name__}")
+                raise TypeError(
+                    f"use() takes plans (or None), got {type(plan).__name__}; a plan is made by steer(vector, coefficient, "
+                    "layers=[...])"
+                )
             self.table.check(plan)
             self._cautions.of_model(plan)
         return single, wanted
