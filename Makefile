@@ -84,6 +84,7 @@ bench: setup
 
 bench-serving: setup-serving
 	$(SERVING)/python benchmarks/bench_serving.py --save
+	$(SERVING)/python benchmarks/bench_hostile.py --save
 	$(BIN)/python benchmarks/report.py --write
 
 clean:

@@ -76,6 +76,29 @@ inline bool rows_in_place(const Tensor& t, int64_t* stride) {
   return as_rows(t, stride) && (t.numel() <= width || *stride >= width);
 }
 
+// Whether rows that are written to have an element in common with those of another tensor. Rows of
+// each lie at one stride, apart from each other.
+inline bool rows_overlap(const Tensor& a, int64_t a_stride, const Tensor& b, int64_t b_stride,
+                         int64_t rows, int64_t width) {
+  if (rows == 0 || width == 0) return false;
+  const int64_t size = a.element_size(), bytes = width * size;
+  const auto address = [](const Tensor& t) {
+    return static_cast<int64_t>(reinterpret_cast<intptr_t>(t.const_data_ptr()));
+  };
+  const int64_t a_step = a_stride * size, b_step = b_stride * size;
+  int64_t ahead = address(b) - address(a);  // of row j of b, before row i of a
+  if (ahead >= (rows - 1) * a_step + bytes || -ahead >= (rows - 1) * b_step + bytes) return false;
+  for (int64_t i = 0, j = 0; i < rows && j < rows;) {  // perhaps they are only interleaved
+    if (ahead < bytes && -ahead < bytes) return true;
+    if (ahead > 0) {
+      ++i, ahead -= a_step;
+    } else {
+      ++j, ahead += b_step;
+    }
+  }
+  return false;
+}
+
 inline void check_same(const Tensor& a, const Tensor& b, const char* what) {
   STD_TORCH_CHECK(a.dim() == b.dim() && a.dim() >= 1, what, ": different number of dimensions");
   for (int64_t d = 0; d < a.dim(); ++d)
@@ -220,6 +243,9 @@ struct Ops {
       call.check_branch(*x, residual);
       STD_TORCH_CHECK(rows_in_place(*x, &call.p.x_stride),
                       "in place, x must be rows at one stride that do not overlap");
+      STD_TORCH_CHECK(!rows_overlap(*x, call.p.x_stride, residual, call.p.residual_stride,
+                                    call.p.rows, call.p.width),
+                      "in place, x and residual must not share memory");
       call.p.x = x->mutable_data_ptr();
     }
     if (norm) {

@@ -5,15 +5,7 @@
 // the one that the linker keeps for all.
 #pragma once
 
-#include <cmath>
-
-#include "steer.h"
-
-#ifdef __CUDACC__
-#define STEERFAST_HOST_DEVICE __host__ __device__
-#else
-#define STEERFAST_HOST_DEVICE
-#endif
+#include "lengths.h"
 
 namespace steerfast {
 
@@ -22,7 +14,7 @@ constexpr double kSmallestSine = 1e-4;  // SMALLEST_SINE of steerfast/ops/contri
 // What the row gave to a read. `exact_*` only where the op is slerp: there 1 - (p/n)^2 cancels.
 struct Dots {
   float p = 0.f, partner = 0.f, key = 0.f;    // 0 where there is none
-  float norm = 0.f;                           // |h|, only where needs_norm
+  float norm = 0.f;                           // |h|
   double exact_p = 0.0, exact_squares = 0.0;  // p and |h|^2
 };
 
@@ -30,10 +22,6 @@ struct Dots {
 struct Coefficient {
   float f, share;
 };
-
-STEERFAST_HOST_DEVICE inline bool needs_norm(const Read& read) {
-  return read.op == Op::kRelative || read.gate == Gate::kCosine;
-}
 
 STEERFAST_HOST_DEVICE inline float sine_of_half_turns(float half_turns) {
 #ifdef __CUDA_ARCH__
@@ -116,7 +104,8 @@ STEERFAST_HOST_DEVICE inline Coefficient ungated_coefficient(const Read& read, c
 STEERFAST_HOST_DEVICE inline Coefficient coefficient_of(const Read& read, const Dots& dots) {
   const float gate = gate_of(read, dots.key, dots.norm);
   const Coefficient ungated = ungated_coefficient(read, dots);
-  return {gate * ungated.f, gate * ungated.share};
+  // Most reads have no share of h: not even 0 * NaN.
+  return {gate * ungated.f, ungated.share == 0.f ? 0.f : gate * ungated.share};
 }
 
 }  // namespace steerfast

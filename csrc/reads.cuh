@@ -26,7 +26,6 @@ struct ReadsShared {
   float dot[kMaxWarps][kColumns];
   Term term[kMaxReads];
   float share;  // of h, of all reads together
-  float lift;   // that |h| wants; see lengths.h
 };
 
 // A vector of a row of the bank, zeros for row -1. The zeros are loaded too: a branch around each
@@ -45,9 +44,9 @@ __device__ inline Packed<float, Row::kLanes> part_of(const SteerParams& p, int32
   return load<Reuse::kSome, kLanes>(bank_at<Row>(p, bank_row, first), left, false);
 }
 
-// Lane i holds the source of read i. The squares are those of lift * h.
+// Lane i holds the source of read i.
 template <typename Row>
-__device__ inline void sum_dots(const SteerParams& p, int read_count, int32_t source, float lift,
+__device__ inline void sum_dots(const SteerParams& p, int read_count, int32_t source,
                                 const Row& row, ReadsShared& shared) {
   using Vector = Packed<typename Row::Element, Row::kLanes>;
   constexpr int kAtOnce = kReadsAtOnce<Row::kLanes>, kLanesOfOne = kWarp / kAtOnce;
@@ -61,7 +60,7 @@ __device__ inline void sum_dots(const SteerParams& p, int read_count, int32_t so
     row.each([&](typename Row::Index first, int left, const Vector& packed) {
       float h[Row::kLanes], direction[Row::kLanes];
       widen(packed, h);
-      if (begin == 0) squares += sum_of_squares(h, lift);
+      if (begin == 0) squares += sum_of_squares(h);
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         widen(part_of(p, axis[k], row, first, left), direction);
@@ -119,7 +118,7 @@ __device__ inline Number sum_of_column(const Number (&sums)[kMaxWarps][kColumns]
 }
 
 // One warp, lane i for read i.
-__device__ inline void make_terms(const SteerParams& p, const Route<true>& route, float lift,
+__device__ inline void make_terms(const SteerParams& p, const Route<true>& route,
                                   ReadsShared& shared) {
   const int lane = threadIdx.x % kWarp;
   const bool there = lane < route.read_count;
@@ -129,8 +128,7 @@ __device__ inline void make_terms(const SteerParams& p, const Route<true>& route
   if (there || lane == kSquares) sum = sum_of_column(shared.dot, lane);
 
   Dots dots;
-  const float squares = __shfl_sync(kWholeWarp, sum, kSquares);
-  dots.norm = sqrtf(squares) / lift;
+  dots.norm = sqrtf(__shfl_sync(kWholeWarp, sum, kSquares));
   if (read.source >= 0) dots.p = sum;
   const float partner = __shfl_sync(kWholeWarp, dots.p, max(read.partner, 0));
   const float key = __shfl_sync(kWholeWarp, dots.p, max(read.key, 0));
@@ -141,16 +139,12 @@ __device__ inline void make_terms(const SteerParams& p, const Route<true>& route
     dots.exact_squares = sum_of_column(shared.exact, kSquares);
   }
   const Coefficient coefficient = coefficient_of(read, dots);
-  if (lane < kMaxReads)
-    shared.term[lane] = {read.target, read.target >= 0 ? coefficient.f : 0.f};
+  if (lane < kMaxReads) shared.term[lane] = {read.target, read.target < 0 ? 0.f : coefficient.f};
   const float share = warp_sum(coefficient.share);
-  if (lane == 0) {
-    shared.share = share;
-    shared.lift = lift == 1.f ? lift_for(squares) : lift;
-  }
+  if (lane == 0) shared.share = share;
 }
 
-// Fills shared.term and shared.share. Two barriers, or four.
+// Fills shared.term and shared.share. Two barriers.
 template <typename Row>
 __device__ inline void prepare_terms(const SteerParams& p, const Route<true>& route, const Row& row,
                                      ReadsShared& shared) {
@@ -166,19 +160,11 @@ __device__ inline void prepare_terms(const SteerParams& p, const Route<true>& ro
     if (read.partner >= route.read_count || read.key >= route.read_count) __trap();
 #endif
   }
-  const unsigned slerps = __ballot_sync(kWholeWarp, slerp);
-  // Once, or once more where |h|^2 has left float32.
-  float lift = 1.f;
-#pragma unroll 1
-  for (bool done = false; !done;) {
-    sum_dots(p, route.read_count, source, lift, row, shared);
-    sum_exact_dots(p, slerps, source, row, shared);
-    __syncthreads();
-    if (threadIdx.x < kWarp) make_terms(p, route, lift, shared);
-    __syncthreads();
-    done = shared.lift == lift;
-    lift = shared.lift;
-  }
+  sum_dots(p, route.read_count, source, row, shared);
+  sum_exact_dots(p, __ballot_sync(kWholeWarp, slerp), source, row, shared);
+  __syncthreads();
+  if (threadIdx.x < kWarp) make_terms(p, route, shared);
+  __syncthreads();
 }
 
 // added += sum of f * target, for one vector.

@@ -2,12 +2,19 @@
 // the order of the sums.
 #pragma once
 
-#include "lengths.h"
 #include "reads.cuh"
 #include "route.cuh"
 #include "sums.cuh"
 
 namespace steerfast {
+
+// |h|/|y|, at most 1 for shrink, 1 where |y| = 0.
+__device__ inline float finish_factor(float before, float after, Finish finish) {
+  const float norm = sqrtf(after);
+  if (!(norm > 0.f)) return 1.f;
+  const float factor = sqrtf(before) / norm;
+  return finish == Finish::kShrink && factor > 1.f ? 1.f : factor;
+}
 
 __device__ inline float reciprocal_rms(float squares, const SteerParams& p) {
   return 1.f / sqrtf(squares / static_cast<float>(p.width) + p.eps);
@@ -96,10 +103,8 @@ __device__ inline void work_on(const SteerParams& p, int64_t index, const Route<
     if constexpr (kReads) {
       if (route.read_count > 0) {
         const float share = shared.reads.share;
-        if (share != 0.f) {
 #pragma unroll
-          for (int i = 0; i < kLanes; ++i) added[i] += share * h[i];
-        }
+        for (int i = 0; i < kLanes; ++i) added[i] += share == 0.f ? 0.f : share * h[i];
       }
     }
 #pragma unroll
@@ -117,36 +122,23 @@ __device__ inline void work_on(const SteerParams& p, int64_t index, const Route<
     if (p.emptied) store(Vector{}, emptied + first, left, row.vector);
   };
   if (route.active()) {
-    FinishFactor finish = {1.f, false};
+    float factor = 1.f;
     if (route.finish != Finish::kNone) {
-      Length before = {0.f, 1.f}, after = {0.f, 1.f};
-      float both[2];
-      // Once, or once more where that has left float32.
-#pragma unroll 1
-      for (bool lifted = false;; lifted = true) {
-        both[0] = both[1] = 0.f;
-        row.each([&](Index first, int left, const Vector& packed) {
-          float h[kLanes], y[kLanes];
-          steer(first, left, packed, h, y);
-          both[0] += sum_of_squares(h, before.lift);
-          both[1] += sum_of_squares(y, after.lift);
-        });
-        block_sum(both);
-        if (lifted) break;
-        before.lift = lift_for(both[0]);
-        after.lift = lift_for(both[1]);
-        if (before.lift == 1.f && after.lift == 1.f) break;
-      }
-      before.root = sqrtf(both[0]);
-      after.root = sqrtf(both[1]);
-      finish = finish_factor(route.finish, before, after);
+      float both[2] = {0.f, 0.f};
+      row.each([&](Index first, int left, const Vector& packed) {
+        float h[kLanes], y[kLanes];
+        steer(first, left, packed, h, y);
+        both[0] += sum_of_squares(h);
+        both[1] += sum_of_squares(y);
+      });
+      block_sum(both);
+      factor = finish_factor(both[0], both[1], route.finish);
     }
     // After a finish y is computed a second time: to keep it would cost too many registers.
     const auto finished = [&](Index first, int left, const Vector& packed) {
       float h[kLanes], y[kLanes];
       steer(first, left, packed, h, y);
-      if (route.finish != Finish::kNone) scale(y, finish.factor);
-      if (finish.twice) scale(y, finish.factor);
+      if (route.finish != Finish::kNone) scale(y, factor);
       return narrow<T>(y);
     };
     row.replace(finished, keep);

@@ -22,22 +22,6 @@ template <int kLanes>
 __device__ inline float sum_of_squares(const float (&wide)[kLanes]) {
   return dot_of(wide, wide);
 }
-// Of lift * wide; see lengths.h.
-template <int kLanes>
-__device__ inline float sum_of_squares(const float (&wide)[kLanes], float lift) {
-  float lifted[kLanes];
-#pragma unroll
-  for (int i = 0; i < kLanes; ++i) lifted[i] = lift * wide[i];
-  return sum_of_squares(lifted);
-}
-// Of lift * wide; see lengths.h.
-template <int kLanes>
-__device__ inline float sum_of_squares(const float (&wide)[kLanes], float lift) {
-  float lifted[kLanes];
-#pragma unroll
-  for (int i = 0; i < kLanes; ++i) lifted[i] = lift * wide[i];
-  return sum_of_squares(lifted);
-}
 
 // The same bits in every lane.
 template <typename Number>

@@ -75,6 +75,8 @@ def contribution(
         dots = tl.where(places == i, tl.sum(wide * row), dots)
         row = ahead
 
+    # What a read does not have is 0, not 0 times an infinity of the row.
+    dots = tl.where(_integers(program_ptr, SOURCE, places, there) >= 0, dots, 0.0)
     op = _integers(program_ptr, OP, places, there)
     gate = _gates(program_ptr, places, there, dots, norm)
     f = gate * _coefficients(op, program_ptr, places, there, dots, norm)
@@ -94,14 +96,16 @@ def contribution(
         slope = _floats(program_ptr, SLOPE, places, there)
         of_axis, share = _slerp(slope.to(tl.float64), exact, exact_norm)
         f = tl.where(op == SLERP, gate * of_axis.to(tl.float32), f)
-        of_h = tl.sum(tl.where(op == SLERP, gate * share.to(tl.float32), 0.0))
+        share = share.to(tl.float32)
+        of_h = tl.sum(tl.where((op == SLERP) & (share != 0.0), gate * share, 0.0))
 
+    f = tl.where(_integers(program_ptr, TARGET, places, there) >= 0, f, 0.0)
     # Not before: the slerp wants the registers.
     added = bank_row(bank_ptr, bank_stride, delta_row, columns, D, ALIGNMENT)
     for i in range(count):
         row = _row_of(program_ptr, i, count, TARGET, bank_ptr, bank_stride, columns, D, ALIGNMENT)
         added += _picked(f, i, places) * row
-    return added + of_h * wide
+    return added + tl.where(of_h != 0.0, of_h * wide, 0.0)
 
 
 @triton.jit
@@ -183,7 +187,20 @@ def _coefficients(op, program_ptr, places, there, p, norm):
     f = tl.where(op == SIGNED, slope * sign, f)
     f = tl.where(op == RELATIVE, slope * norm, f)
     f = tl.where(op == FEATURE, level - tl.where(z > threshold, z, 0.0), f)
-    return tl.where(op == TURN, sloped + cross * tl.sqrt_rn(p * p + partner * partner), f)
+    return tl.where(op == TURN, sloped + cross * _hypot(p, partner), f)
+
+
+@triton.jit
+def _hypot(p, q):
+    """C's: no square leaves float32, infinity beside NaN is infinity."""
+    p = tl.abs(p)
+    q = tl.abs(q)
+    # In both NaN stays: comparisons, not tl.maximum.
+    larger = tl.where(p > q, p, q)
+    smaller = tl.where(p > q, q, p)
+    ratio = tl.div_rn(smaller, tl.where(larger > 0.0, larger, 1.0))
+    length = larger * tl.sqrt_rn(1.0 + ratio * ratio)
+    return tl.where((p == float("inf")) | (q == float("inf")), float("inf"), length)
 
 
 @triton.jit

@@ -9,11 +9,11 @@ import triton.language as tl
 from torch import Tensor
 
 from steerfast.kernels.launch_table import Config
+from steerfast.kernels.lengths import finished, length_of
 from steerfast.kernels.reads import MAX_READS, READ_WIDTH, bank_row, contribution
 from steerfast.ops.records import FINISH_CODES, Steering
 
 NONE = tl.constexpr(FINISH_CODES["none"])
-SHRINK = tl.constexpr(FINISH_CODES["shrink"])
 
 # What a launch would find out about alignment differs between forms, and with it the elements of a
 # thread and the order of sums. ALIGNMENT says it instead, the same for all forms of a (D, dtype).
@@ -87,16 +87,17 @@ def steer_add_rms_norm_kernel(
         # One branch for the whole of it: an inactive row reads no bank and keeps the bits of h.
         if active:
             wide = h.to(tl.float32)
-            norm = 0.0
+            root = 0.0
+            lift = 1.0
             if (finish > NONE) | (read_count > 0):
-                norm = tl.sqrt_rn(tl.sum(wide * wide))
+                root, lift = length_of(wide)
             if HAS_READS:
                 if read_count > 0:
                     program_ptr = reads_ptr + program.to(tl.int64) * (MAX_READS * READ_WIDTH)
                     added = contribution(
                         delta_row,
                         wide,
-                        norm,
+                        tl.div_rn(root, lift),
                         program_ptr,
                         read_count,
                         bank_ptr,
@@ -111,11 +112,7 @@ def steer_add_rms_norm_kernel(
                 added = bank_row(bank_ptr, bank_stride, delta_row, columns, D, ALIGNMENT)
             y = wide + gain * added
             if finish > NONE:
-                after = tl.sqrt_rn(tl.sum(y * y))
-                factor = tl.where(after > 0.0, tl.div_rn(norm, after), 1.0)
-                # Not tl.minimum, which would turn NaN into 1.
-                factor = tl.where((finish == SHRINK) & (factor > 1.0), 1.0, factor)
-                y = y * factor
+                y = finished(y, root, lift, finish)
             stream = y.to(h.dtype)
 
     stream_row_ptr = tl.multiple_of(stream_ptr + row * stream_stride, ALIGNMENT)

@@ -11,6 +11,7 @@ PUBLIC = {
     "steerfast": {
         "AfterSequence": "tokens",
         "Condition": "tests require",
+        "ContrastPair": "prompt positive negative negative_prompt",
         "First": "count",
         "Gate": "kind key bias threshold",
         "Plan": "terms finish schedule condition",
@@ -22,17 +23,22 @@ PUBLIC = {
         "threshold gate",
         "Test": "kind key layer threshold bias site over below",
         "attach": "model slots bank_rows programs backend measured",
+        "cost": "plan model",
         "extract_corpora": "model tokenizer positive negative name position layers max_tokens "
         "batch_size progress",
         "extract_pairs": "model tokenizer pairs name position layers batch_size progress",
-        "load_plan": "path",
+        "load_model": "name dtype device",
+        "load_plan": "path vectors",
         "load_vector": "path",
+        "plan_from_json": "text vectors",
         "save_plan": "plan path inline",
         "save_vector": "vector path",
         "steer": "vector coefficient layers scale site select operator finish schedule condition fields",
+        "with_stream_norms": "vector model tokenizer texts max_tokens batch_size",
     },
     "steerfast.extraction": {
-        "ContrastPair": "prompt positive negative",
+        "ContrastPair": "prompt positive negative negative_prompt",
+        "read_texts": "path limit",
         "with_stream_norms": "vector model tokenizer texts max_tokens batch_size",
     },
     "steerfast.ops": {
@@ -62,8 +68,15 @@ PUBLIC = {
 METHODS = {
     "Handle": {"use", "generating", "report", "detach", "model", "table", "backend"},
     "Use": {"change", "close"},
-    "SteeringVector": {"name", "directions", "stream_norms", "provenance", "layers"},
-    "Plan": {"digest"},
+    "SteeringVector": {
+        "name",
+        "directions",
+        "stream_norms",
+        "provenance",
+        "layers",
+        "suggested_layer",
+    },
+    "Plan": {"digest", "layers", "vectors"},
     "Schedule": {"ramp", "decay", "window", "table"},
 }
 DOORS = (

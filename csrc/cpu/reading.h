@@ -4,6 +4,7 @@
 // come from L2, which bounds this, so two rows of a slot share them (tile.h).
 #pragma once
 
+#include "../lengths.h"
 #include "row_dots.h"
 #include "stream.h"
 
@@ -114,7 +115,7 @@ struct Steered {
   const Program& program;
   T* stream[kRows];
   float gain[kRows], share[kRows], f[kMaxReads][kRows];
-  bool shares = false;
+  bool shares[kRows];
 
   template <typename Position>
   STEERFAST_INLINE auto at(Position position) const {
@@ -132,24 +133,60 @@ struct Steered {
       const int row = Position::row(cell);
       const Lanes h = position.read(stream[row], cell);
       Lanes added = ordered<T>(sum[cell]);
-      if (shares) added = added + Lanes::fill(share[row]) * h;
+      if (shares[row]) added = added + Lanes::fill(share[row]) * h;
       return h + Lanes::fill(gain[row]) * added;
     });
   }
 };
 
-// |h|/|y|, at most 1 for shrink, 1 where |y| = 0.
-inline float finish_factor(Finish finish, float squares_before, float squares_after) {
-  const float norm = std::sqrt(squares_after);
-  if (!(norm > 0.f)) return 1.f;
-  const float factor = std::sqrt(squares_before) / norm;
-  return finish == Finish::kShrink && factor > 1.f ? 1.f : factor;
+// Of a row in the stream, by the sum of its squares.
+template <typename T>
+STEERFAST_FLATTEN inline Length length_of(const T* stream, int64_t width, float squares) {
+  const float lift = lift_for(squares);
+  if (lift == 1.f) return {std::sqrt(squares), lift};
+  SumOfSquares<T, 1> lifted;
+  sweep<1>(width, [&](auto at, int which) {
+    for_cells<at.kCells>(
+        [&](auto cell) { lifted.add(at, which, cell, at.read(stream, cell) * Lanes::fill(lift)); });
+  });
+  return {std::sqrt(lifted.total(0)), lift};
 }
 
-// stream = round_T(finish(h + gain * contribution)). squares: of h, then of the stream.
+// write_steered where some row's length, before or after, is not for float32's squares. A row
+// beside it gets the bits that it has alone.
+template <typename T, int kRows>
+[[gnu::noinline]] STEERFAST_FLATTEN void write_far(const Steered<T, kRows>& steered, int64_t width,
+                                                   const Length* before, const float* lifts,
+                                                   float* squares) {
+  SumOfSquares<T, kRows> after, sums;
+  sweep<kRows>(width, [&](auto at, int which) {
+    const auto y = steered.at(at);
+    for_cells<at.kCells>(
+        [&](auto cell) { after.add(at, which, cell, y[cell] * Lanes::fill(lifts[at.row(cell)])); });
+  });
+  Lanes once[kRows], again[kRows];
+  Output<T, kRows> out;
+  for (int row = 0; row < kRows; ++row) {
+    const Length length = {std::sqrt(after.total(row)), lifts[row]};
+    const auto [factor, twice] = finish_factor(steered.program.finish, before[row], length);
+    once[row] = Lanes::fill(factor);
+    again[row] = Lanes::fill(twice ? factor : 1.f);
+    out.stream[row] = steered.stream[row];
+  }
+  out.squares = &sums;
+  sweep<kRows>(width, [&](auto at, int which) {
+    const auto y = steered.at(at);
+    out.put(at, which, cells<at.kCells>([&](auto cell) {
+              return y[cell] * once[at.row(cell)] * again[at.row(cell)];
+            }));
+  });
+  for (int row = 0; row < kRows; ++row) squares[row] = sums.total(row);
+}
+
+// stream = round_T(finish(h + gain * contribution)). before: |h|. squares: of the stream.
 template <typename T, int kRows>
 STEERFAST_FLATTEN void write_steered(const Steered<T, kRows>& steered, int64_t width,
-                                     float* squares) {
+                                     const Length* before, float* squares) {
   Lanes factor[kRows];
   const Finish finish = steered.program.finish;
   if (finish != Finish::kNone) {
@@ -158,8 +195,15 @@ STEERFAST_FLATTEN void write_steered(const Steered<T, kRows>& steered, int64_t w
       const auto y = steered.at(at);
       for_cells<at.kCells>([&](auto cell) { after.add(at, which, cell, y[cell]); });
     });
-    for (int row = 0; row < kRows; ++row)
-      factor[row] = Lanes::fill(finish_factor(finish, squares[row], after.total(row)));
+    float lifts[kRows];
+    bool far = false;
+    for (int row = 0; row < kRows; ++row) {
+      const Length length = {std::sqrt(after.total(row)), 1.f};
+      factor[row] = Lanes::fill(finish_factor(finish, before[row], length).factor);
+      lifts[row] = lift_for(after.total(row));
+      far |= lifts[row] != 1.f || before[row].lift != 1.f;
+    }
+    if (far) return write_far(steered, width, before, lifts, squares);
   }
   SumOfSquares<T, kRows> sums;
   Output<T, kRows> out;
@@ -182,16 +226,18 @@ void write_reading(const SteerParams& p, const Record& record, const Rows<T, kHa
   RowDots dots[kRows] = {};
   read_dots<T, kRows>(program, rows.stream, p.width, dots);
   Steered<T, kRows> steered{program};
+  Length before[kRows];
   for (int row = 0; row < kRows; ++row) {
     float f[kMaxReads];
-    dots[row].norm = std::sqrt(squares[row]);
+    before[row] = length_of(rows.stream[row], p.width, squares[row]);
+    dots[row].norm = before[row].root / before[row].lift;
     coefficients(program.reads, program.count, dots[row], f, &steered.share[row]);
     for (int i = 0; i < program.targets; ++i) steered.f[i][row] = f[program.target[i].place];
-    steered.shares |= steered.share[row] != 0.f;
+    steered.shares[row] = steered.share[row] != 0.f;
     steered.stream[row] = rows.stream[row];
     steered.gain[row] = gains[row];
   }
-  write_steered(steered, p.width, squares);
+  write_steered(steered, p.width, before, squares);
 }
 
 }  // namespace steerfast::STEERFAST_ISA

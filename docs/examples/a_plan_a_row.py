@@ -5,8 +5,7 @@ python docs/examples/a_plan_a_row.py [MODEL]    a folder or hub id of a Llama; d
 
 import sys
 
-from steerfast import Schedule, attach, contrast, extract_pairs, steer
-from steerfast.models.load import load_model
+from steerfast import Schedule, attach, contrast, extract_pairs, load_model, steer
 
 model, tokenizer, name = load_model(sys.argv[1] if len(sys.argv) > 1 else None)
 tokenizer.padding_side = "left"
@@ -27,7 +26,7 @@ rows = [
         steer(joy, 0.2, select="generated", **stream),
     ),
     ("When the letter came, I", "fading", steer(joy, 0.3, schedule=Schedule.decay(4), **stream)),
-    ("Then", "joy removed", steer(joy, operator="ablate", layers=[layer])),
+    ("My day was", "joy reflected", steer(joy, operator="reflect", layers=[layer])),
 ]
 prompts = tokenizer([prompt for prompt, _, _ in rows], return_tensors="pt", padding=True)
 prompts = prompts.to(model.device)

@@ -8,8 +8,7 @@ import sys
 
 import torch
 
-from steerfast import attach, contrast, extract_pairs, load_plan, save_plan, steer
-from steerfast.models.load import load_model
+from steerfast import attach, contrast, extract_pairs, load_model, load_plan, save_plan, steer
 
 if __name__ == "__main__":  # vLLM starts processes that read this file again
     # Plans may carry their vectors; a cache of 1 GB is plenty where there is no GPU.

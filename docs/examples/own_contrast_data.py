@@ -5,8 +5,7 @@ python docs/examples/own_contrast_data.py [MODEL]    a folder or hub id of a Lla
 
 import sys
 
-from steerfast import attach, contrast, extract_pairs, save_vector, steer
-from steerfast.models.load import load_model
+from steerfast import attach, extract_pairs, load_model, save_vector, steer
 
 PAIRS = [  # a prompt, its continuation on a rainy day, its continuation on a sunny one
     ("We stepped outside and", " the rain soaked us to the skin.", " the sun warmed our faces."),
@@ -21,8 +20,7 @@ PAIRS = [  # a prompt, its continuation on a rainy day, its continuation on a su
 
 model, tokenizer, name = load_model(sys.argv[1] if len(sys.argv) > 1 else None)
 layer = model.config.num_hidden_layers // 3
-pairs = [contrast.ContrastPair(*pair) for pair in PAIRS]
-rain = extract_pairs(model, tokenizer, pairs, name="rain", position="mean")
+rain = extract_pairs(model, tokenizer, PAIRS, name="rain", position="mean")
 print(rain, "->", save_vector(rain, "rain.safetensors"))
 
 strengths = [-0.2, 0.0, 0.2]  # of the stream's typical length at that layer; 0 leaves the row alone

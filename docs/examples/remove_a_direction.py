@@ -7,8 +7,7 @@ import sys
 
 import torch
 
-from steerfast import Plan, SteeringVector, Term, attach, contrast, extract_pairs
-from steerfast.models.load import load_model
+from steerfast import Plan, SteeringVector, Term, attach, contrast, extract_pairs, load_model
 
 model, tokenizer, name = load_model(sys.argv[1] if len(sys.argv) > 1 else None, dtype=torch.float32)
 count = model.config.num_hidden_layers

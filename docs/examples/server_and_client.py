@@ -9,8 +9,7 @@ import sys
 
 from openai import OpenAI
 
-from steerfast import contrast, extract_pairs, save_vector
-from steerfast.models.load import load_model
+from steerfast import contrast, extract_pairs, load_model, save_vector
 from steerfast.serving import openai_args
 
 model, tokenizer, _ = load_model(sys.argv[1] if len(sys.argv) > 1 else None)

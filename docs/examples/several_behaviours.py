@@ -5,8 +5,7 @@ python docs/examples/several_behaviours.py [MODEL]    a folder or hub id of a Ll
 
 import sys
 
-from steerfast import Plan, Term, attach, contrast, extract_pairs, steer
-from steerfast.models.load import load_model
+from steerfast import Plan, Term, attach, contrast, extract_pairs, load_model, steer
 
 model, tokenizer, name = load_model(sys.argv[1] if len(sys.argv) > 1 else None)
 first = model.config.num_hidden_layers // 3

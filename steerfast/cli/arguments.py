@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from steerfast.extraction.extract import Position
@@ -44,11 +44,13 @@ def parse_vectors(
     select: Any = "all",
     finish: Any = "none",
     operator: Any = "add",
+    told: Callable[[str], None] = lambda note: None,
 ) -> Plan:
-    """A plan from ``FILE:NUMBER[:LAYERS]`` arguments; options as in ``Term`` and ``Plan``.
+    """A plan from ``FILE:NUMBER[:LAYERS]`` arguments; options as in ``Term`` and ``Plan``, with the same defaults.
 
-    NUMBER is the term's coefficient, or the target of clamp, floor and ceiling. ``scale`` is for ``add``
-    alone, by default ``stream``. ValueError for anything else, or an operator that needs more than a number.
+    NUMBER is the term's coefficient, or the target of clamp, floor and ceiling. LAYERS: ``10,15``, ``8-12`` or ``all``;
+    without it the vector's suggested layer, which ``told`` is told. ValueError for anything else, or an operator that
+    needs more than a number.
     """
     takes = OPERATORS.get(operator)
     if takes is not None and not set(takes.required) <= {"target"}:
@@ -57,8 +59,8 @@ def parse_vectors(
         )
     number = "target" if takes is not None and takes.required else "coefficient"
     options: dict[str, Any] = {"select": select, "operator": operator}
-    if scale is not None or operator == "add":
-        options["scale"] = scale or "stream"
+    if scale is not None:
+        options["scale"] = scale
     terms = []
     for text in texts:
         parts = text.split(":")
@@ -68,7 +70,15 @@ def parse_vectors(
             value = float(parts[1])
         except ValueError as error:
             raise ValueError(f"{parts[1]!r} in {text!r} is no {number}; write a number") from error
-        layers = parse_layers(parts[2]) if len(parts) == 3 else None
         given: dict[str, Any] = {number: value, **options}
-        terms.append(Term(load_vector(parts[0]), layers=layers, **given))
+        vector = load_vector(parts[0])
+        layers: tuple[int, ...] | None = (vector.suggested_layer,)
+        if len(parts) == 3:
+            layers = None if parts[2] == "all" else parse_layers(parts[2])
+        elif len(vector.layers) > 1:
+            told(
+                f"{vector.name}: no layer was named, so layer {vector.suggested_layer}, a third of the depth; {text}:all "
+                "is every layer"
+            )
+        terms.append(Term(vector, layers=layers, **given))
     return Plan(tuple(terms), finish)

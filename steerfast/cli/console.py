@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Activation steering fused into the residual stream of Llama models.",
 )
-screen = Console(stderr=True)
+screen = Console(stderr=True)  # progress, notes, errors
+_stdout = Console()
+
+
+def paper(as_json: bool) -> Console:
+    """Where results go as text: stdout, which ``--json`` keeps for its one line."""
+    return screen if as_json else _stdout
 
 
 @contextmanager
@@ -54,8 +61,17 @@ def load(name: str | None, dtype: str | None) -> Any:
 
 
 def emit(as_json: bool, data: dict[str, Any]) -> None:
+    """The line of ``--json``; a number that is not finite is null, since JSON has no other."""
     if as_json:
-        print(json.dumps(data))
+        print(json.dumps(_finite(data), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def counter(step: Callable[[], None]) -> Callable[[int], None]:

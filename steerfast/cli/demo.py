@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from steerfast.cli.console import app, emit, load, screen, stages
+from steerfast.cli.console import app, emit, load, paper, screen, stages
 from steerfast.cli.options import DtypeOption, JsonFlag, ModelOption
 
 if TYPE_CHECKING:
@@ -47,27 +48,30 @@ def demo(
     from steerfast.experiments.dose_plot import plot_dose_response
     from steerfast.io import save_vector
 
+    shown = paper(json_)
     run = experiment.Demo(load(model, dtype), direction, full=full, quick=quick)
     chosen = run.sets[direction]
     _say(
+        shown,
         f"1. A direction. {len(run.train(direction))} beginnings of a text, each ended in two ways: {chosen.positive}; "
         f"{chosen.negative}. What differs on average between the two in the model's residual stream is the "
-        f"direction {direction!r}."
+        f"direction {direction!r}.",
     )
     with stages() as stage:
         run.extract([direction], stage)
     paths = {direction: str(save_vector(run.vectors[direction], out / f"{direction}.safetensors"))}
     _say(
+        shown,
         f"2. Steering. Each prompt is answered three times in one batch: pushed against the direction, left alone, "
         f"pushed along it, at layer {run.layer} by a fifth of the stream's length. The same weights and prompt; "
-        "only the push differs. So strong a push on so small a model costs some sense."
+        "only the push differs. So strong a push on so small a model costs some sense.",
     )
     generations = []
     for prompt in experiment.PROMPTS:
         with screen.status("generating"):
             rows = run.generate(prompt)
         generations += rows
-        _show_generations(rows)
+        _show_generations(shown, rows)
     others = [name for name in run.sets if name not in run.vectors]
     with stages() as stage:
         if others:
@@ -76,11 +80,12 @@ def demo(
                 paths[name] = str(save_vector(run.vectors[name], out / f"{name}.safetensors"))
         curves = run.measure(stage)
     _say(
+        shown,
         f"3. Dose and response. On {len(run.held_out(direction))} pairs that were not used before: how much likelier, "
         "in nats, the first kind of ending becomes against the second. It grows with the push and turns with its "
-        "sign; a random direction of the same length (below, dim) does little."
+        "sign; a random direction of the same length (the row below) does little.",
     )
-    _show_curves(curves)
+    _show_curves(shown, curves)
     title = f"{run.name}, layer {run.layer} steered"
     paths["plot"] = str(plot_dose_response(curves, title, out / "dose_response.svg"))
     facts: dict[str, Any] = {
@@ -93,10 +98,11 @@ def demo(
         with stages() as stage:
             speed = run.time(stage)
         _say(
+            shown,
             "4. Speed. The time of a decode step of one row, steered at every layer, next to the model as it comes. "
-            "The steps take turns, so that a busy machine slows all alike."
+            "The steps take turns, so that a busy machine slows all alike.",
         )
-        screen.print(
+        shown.print(
             f"ms per token: stock {speed.stock:.2f}, patched {speed.patched:.2f}, steered "
             f"{speed.steered:.2f} (medians of {speed.steps} steps)"
         )
@@ -108,12 +114,13 @@ def demo(
         facts["steps"] = speed.steps
     else:
         _say(
+            shown,
             f"One direction and {len(experiment.FEWER_COEFFICIENTS)} doses; --full takes all "
-            f"{len(contrast.shipped())} directions, {len(COEFFICIENTS)} doses, and times a step."
+            f"{len(contrast.shipped())} directions, {len(COEFFICIENTS)} doses, and times a step.",
         )
-    _say(f"Vectors and plot: {out}/. Try next:")
+    _say(shown, f"Vectors and plot: {out}/. Try next:")
     for command in next_commands(paths[direction], run.layer, model, full):
-        screen.print(Text("  " + command), soft_wrap=True)
+        shown.print(Text("  " + command), soft_wrap=True)
     emit(json_, {**facts, "paths": paths})
 
 
@@ -125,29 +132,31 @@ def next_commands(vector: str, layer: int, model: str | None, full: bool) -> lis
     on = [] if model is None else ["--model", model]
     prompt = "Tell me about your day."
     commands = [
-        ["generate", prompt, "-v", f"{vector}:0.2:{layer}", *on],
+        ["generate", prompt, "-v", f"{vector}:0.2:{layer}", "--scale", "stream", *on],
         ["generate", prompt, "-v", f"{vector}:1:{layer}", "--operator", "ablate", *on],
         ["demo", "--direction", "formality", *on] if full else ["demo", "--full", *on],
     ]
     return [shlex.join([program, *one]) for one in commands]
 
 
-def _say(text: str) -> None:
-    screen.print()
-    screen.print(Text(text))
+def _say(shown: Console, text: str) -> None:
+    shown.print()
+    shown.print(Text(text))
 
 
-def _show_generations(rows: Sequence[Mapping[str, Any]]) -> None:
+def _show_generations(shown: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table("push", Column(Text(rows[0]["prompt"])), show_lines=True)
     for row in rows:
         push = f"{row['coefficient']:+.2f}" if row["coefficient"] else "unsteered"
         table.add_row(push, Text(row["text"]))
-    screen.print(table)
+    shown.print(table)
 
 
-def _show_curves(curves: Mapping[str, Sequence[DosePoint]]) -> None:
+def _show_curves(shown: Console, curves: Mapping[str, Sequence[DosePoint]]) -> None:
     table = Table("push", *[f"{point.coefficient:+.2f}" for point in next(iter(curves.values()))])
     for name, points in curves.items():
         table.add_row(name, *[f"{point.effect:+.2f}" for point in points])
-        table.add_row("", *[f"[dim]{point.control:+.2f}[/dim]" for point in points])
-    screen.print(table)
+        table.add_row(
+            "[dim]random[/dim]", *[f"[dim]{point.control:+.2f}[/dim]" for point in points]
+        )
+    shown.print(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from steerfast.cli.console import app, emit, screen
+from steerfast.cli.console import app, emit, paper
 from steerfast.cli.options import JsonFlag
 
 
@@ -14,7 +14,7 @@ def env(json_: JsonFlag = False) -> None:
     """Which backends exist here, why the others do not, and the versions that matter."""
     from steerfast.cli.environment import describe
 
-    facts = describe()
+    facts, out = describe(), paper(json_)
     table = Table(
         "backend",
         "",
@@ -24,13 +24,13 @@ def env(json_: JsonFlag = False) -> None:
     )
     for status in facts["backends"]:
         table.add_row(status["name"], "yes" if status["available"] else "no", status["detail"])
-    screen.print(table)
-    screen.print(
+    out.print(table)
+    out.print(
         "auto: " + ", ".join(f"{backend} on {device}" for device, backend in facts["auto"].items())
     )
     for name, value in facts["versions"].items():
-        screen.print(f"  {name:<14}{value}", highlight=False)
-    screen.print(f"  {'built':<14}{facts['build']}", highlight=False)
+        out.print(f"  {name:<14}{value}", highlight=False)
+    out.print(f"  {'built':<14}{facts['build']}", highlight=False)
     emit(json_, facts)
 
 
@@ -39,13 +39,11 @@ def operators(json_: JsonFlag = False) -> None:
     """What a term can do: each operator's formula and the fields it takes."""
     from steerfast.plans.operators import OPERATORS
 
-    table = Table("operator", "adds to h", "needs", "takes")
+    table, out = Table("operator", "adds to h", "needs", "takes"), paper(json_)
     for name, takes in OPERATORS.items():
         table.add_row(
             name, Text(takes.formula), ", ".join(takes.required), ", ".join(takes.optional)
         )
-    screen.print(table)
-    screen.print(
-        "p = <h, v̂>, n = |h|, v̂ = v/|v|, c = coefficient, t = target; any term takes a gate"
-    )
+    out.print(table)
+    out.print("p = <h, v̂>, n = |h|, v̂ = v/|v|, c = coefficient, t = target; any term takes a gate")
     emit(json_, {name: takes.formula for name, takes in OPERATORS.items()})

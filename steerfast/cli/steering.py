@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steerfast.cli.console import app, counter, emit, load, screen, stages
+from steerfast.cli.console import app, counter, emit, load, paper, screen, stages
 from steerfast.cli.options import DtypeOption, JsonFlag, ModelOption
 
 
@@ -18,12 +17,13 @@ from steerfast.cli.options import DtypeOption, JsonFlag, ModelOption
 def extract(
     out: Annotated[Path, typer.Option("--out", "-o", help="Vector file to write (.safetensors).")],
     pairs: Annotated[
-        str | None, typer.Option(help="Contrast pairs: a shipped set by name, or a JSON file.")
+        str | None,
+        typer.Option(help="Contrast pairs: a shipped set by name, or a file (JSON, JSONL, CSV)."),
     ] = None,
     positive: Annotated[
         Path | None,
         typer.Option(
-            help="Corpus A: a text file, one text per blank-line-separated block, or a folder of files."
+            help="Corpus A: a file (JSON, JSONL, CSV, or text: one a line, or with blank lines between) or a folder of files."
         ),
     ] = None,
     negative: Annotated[
@@ -39,10 +39,12 @@ def extract(
         str | None, typer.Option(help="Layers to keep, such as 10,15 or 8-12; default all.")
     ] = None,
     max_texts: Annotated[
-        int | None, typer.Option(help="At most so many texts of each corpus.")
+        int | None, typer.Option(min=1, help="At most so many texts of each corpus.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Cut corpus texts after so many tokens.")] = 4096,
-    batch_size: Annotated[int, typer.Option(help="Texts per forward pass.")] = 16,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Cut corpus texts after so many tokens.")
+    ] = 4096,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 16,
     model: ModelOption = None,
     dtype: DtypeOption = None,
     json_: JsonFlag = False,
@@ -53,13 +55,16 @@ def extract(
     from steerfast.extraction.extract import extract_corpora, extract_pairs
     from steerfast.extraction.texts import count_texts, read_texts
     from steerfast.io import save_vector
+    from steerfast.io.vectors import SUFFIX
+    from steerfast.io.whole import check_suffix
 
-    where = parse_position(position)
+    where, out = parse_position(position), check_suffix(out, SUFFIX, "a vector")
     corpora = [path for path in (positive, negative) if path is not None]
     if len(corpora) != (2 if pairs is None else 0):
         raise ValueError("give either --pairs, or both --positive and --negative")
     chosen = None if layers is None else parse_layers(layers)
     chosen_set = None if pairs is None else contrast.load(pairs)
+    texts = sum(count_texts(path, max_texts) for path in corpora)  # read before the model is
     loaded = load(model, dtype)
     with stages() as stage:
         options: dict[str, Any] = {"position": where, "layers": chosen, "batch_size": batch_size}
@@ -76,9 +81,7 @@ def extract(
         else:
             assert positive is not None
             assert negative is not None
-            step = stage(
-                "extracting", count_texts(positive, max_texts) + count_texts(negative, max_texts)
-            )
+            step = stage("extracting", texts)
             vector = extract_corpora(
                 loaded.model,
                 loaded.tokenizer,
@@ -90,7 +93,8 @@ def extract(
                 **options,
             )
     path = save_vector(vector, out)
-    screen.print(Text(f"{vector!r} -> {path}"))
+    counts = ", ".join(f"{count} {what}" for what, count in vector.provenance["counts"].items())  # type: ignore[attr-defined]
+    paper(json_).print(Text(f"{vector!r} of {counts} -> {path}"), soft_wrap=True)
     norms = {layer: float(direction.norm()) for layer, direction in vector.directions.items()}
     facts = {
         "norms": norms,
@@ -110,17 +114,23 @@ def generate(
         typer.Option(
             "--vector",
             "-v",
-            help="FILE:NUMBER[:LAYERS], e.g. joy.safetensors:0.2:10; repeatable. NUMBER is the "
-            "coefficient, or the target of clamp, floor and ceiling.",
+            help="FILE:NUMBER[:LAYERS], e.g. joy.safetensors:1:10; repeatable. NUMBER is the coefficient, or the "
+            "target of clamp, floor and ceiling. LAYERS are like 10,15 or 8-12, or all; default one, a third of the "
+            "way through the model.",
         ),
     ] = None,
-    plan: Annotated[Path | None, typer.Option(help="A plan as JSON, instead of --vector.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Steer by this plan, JSON, instead of --vector.")
+    ] = None,
     operator: Annotated[
         str, typer.Option(help="add, ablate, clamp, ... for --vector; see `steerfast operators`.")
     ] = "add",
     scale: Annotated[
         str | None,
-        typer.Option(help="raw, unit, equal or stream (the default), for --vector and add."),
+        typer.Option(
+            help="What a coefficient of add multiplies, for --vector: raw (the default), the vector as it was extracted; "
+            "stream, the typical length of the model's stream; unit or equal."
+        ),
     ] = None,
     select: Annotated[
         str,
@@ -129,7 +139,7 @@ def generate(
         ),
     ] = "all",
     finish: Annotated[str, typer.Option(help="none, preserve or shrink, for --vector.")] = "none",
-    tokens: Annotated[int, typer.Option(help="New tokens.")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="New tokens.")] = 64,
     chat: Annotated[
         bool | None, typer.Option("--chat/--no-chat", help="Force the chat template on or off.")
     ] = None,
@@ -141,16 +151,21 @@ def generate(
 ) -> None:
     """Generate with steering, side by side with unsteered."""
     from steerfast.cli.arguments import parse_vectors
-    from steerfast.experiments.side_by_side import side_by_side
+    from steerfast.experiments.side_by_side import explained, side_by_side
     from steerfast.io import load_plan
+    from steerfast.table.cost import cost
+    from steerfast.table.dose import greatest
+    from steerfast.table.lowering import lower
 
     if (plan is None) == (not vector):
         raise ValueError("give either --plan, or --vector at least once")
     wanted = (
         load_plan(plan)
         if plan is not None
-        else parse_vectors(vector or [], scale, select, finish, operator)
+        else parse_vectors(vector or [], scale, select, finish, operator, _note)
     )
+    phases = lower(wanted).phases
+    doses = greatest(wanted, phases)
     loaded = load(model, dtype)
     with screen.status("generating"):
         pair = side_by_side(
@@ -158,8 +173,8 @@ def generate(
         )
     table = Table("unsteered", "steered", title=Text(prompt), show_lines=True)
     table.add_row(Text(pair.unsteered), Text(pair.steered))
-    (screen if json_ else Console()).print(table)
-    screen.print(Text(str(pair.report)))
+    paper(json_).print(table)
+    _note(explained(pair.report, sum(doses.values()) if doses else None))
     emit(
         json_,
         {
@@ -167,9 +182,16 @@ def generate(
             "unsteered": pair.unsteered,
             "steered": pair.steered,
             "plan": wanted.digest,
+            "layers": list(wanted.layers),
+            "dose": sum(doses.values()) if doses else None,
+            "cost": cost(wanted, loaded.model)._asdict(),
             "steered_rows": pair.report.steered,
         },
     )
+
+
+def _note(text: str) -> None:
+    screen.print(Text(text), soft_wrap=True)
 
 
 @app.command()
@@ -183,5 +205,5 @@ def checkpoint(
     loaded = load(model, dtype)
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
-    screen.print(Text(f"{loaded.name}, {loaded.model.dtype} -> {folder}/"))
+    paper(json_).print(Text(f"{loaded.name}, {loaded.model.dtype} -> {folder}/"), soft_wrap=True)
     emit(json_, {"path": str(folder), "model": loaded.name, "dtype": str(loaded.model.dtype)})

@@ -6,15 +6,17 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steerfast.cli.console import app, emit, load, screen, stages
+from steerfast.cli.console import app, emit, load, paper, stages
 from steerfast.cli.options import DtypeOption, JsonFlag, ModelOption
+
+if TYPE_CHECKING:
+    from steerfast.experiments.study import Work
 
 study = typer.Typer(no_args_is_help=True, help="Studies: a configuration and one runner each.")
 app.add_typer(study, name="study")
@@ -59,13 +61,12 @@ def broad(
     from steerfast.experiments.corpora import read_corpus
     from steerfast.experiments.study import study_broad
 
-    def run(study: Any, config: Any) -> dict[str, Any]:
+    def work(config: Any) -> Work:
         given = {"text": text, "code": code, "tokens": tokens}
-        config = replace(config, **{name: value for name, value in given.items() if value})
-        texts, codes = read_corpus(config.text), read_corpus(config.code)
-        return study_broad(study, config, text=texts, code=codes)
+        config = replace(config, **{n: value for n, value in given.items() if value is not None})
+        return study_broad(config, text=read_corpus(config.text), code=read_corpus(config.code))
 
-    _study("broad", preset, out, model, dtype, ray, json_, run)
+    _study("broad", preset, out, model, dtype, ray, json_, work)
 
 
 @study.command()
@@ -89,10 +90,10 @@ def behaviours(
     from steerfast.experiments.corpora import read_corpus
     from steerfast.experiments.study import study_behaviours
 
-    def run(study: Any, config: Any) -> dict[str, Any]:
-        return study_behaviours(study, config, data=data, texts=read_corpus(text))
+    def work(config: Any) -> Work:
+        return study_behaviours(config, data=data, texts=read_corpus(text))
 
-    _study("behaviours", preset, out, model, dtype, ray, json_, run)
+    _study("behaviours", preset, out, model, dtype, ray, json_, work)
 
 
 @study.command()
@@ -108,10 +109,10 @@ def sparsity(
     from steerfast.experiments.corpora import read_corpus
     from steerfast.experiments.study import study_sparsity
 
-    def run(study: Any, config: Any) -> dict[str, Any]:
-        return study_sparsity(study, config, texts=read_corpus(text))
+    def work(config: Any) -> Work:
+        return study_sparsity(config, texts=read_corpus(text))
 
-    _study("sparsity", preset, out, model, dtype, False, json_, run)
+    _study("sparsity", preset, out, model, dtype, False, json_, work)
 
 
 @study.command()
@@ -135,9 +136,10 @@ def _study(
     dtype: str | None,
     ray: bool,
     as_json: bool,
-    run: Callable[[Any, Any], dict[str, Any]],
+    work_of: Callable[[Any], Work],
 ) -> None:
-    """Load, run, report: the same for every kind of study."""
+    """Look at the data and the folder, load, run, report: the same for every kind of study."""
+    from steerfast.experiments.claim import check_folder
     from steerfast.experiments.config import load_preset
     from steerfast.experiments.measure import Laboratory
     from steerfast.experiments.study import Study
@@ -147,6 +149,8 @@ def _study(
     if config is None:
         raise ValueError(f"preset {chosen.name} configures no study of {kind}")
     folder = out or Path(f"study-{kind}-{chosen.name}")
+    work = work_of(config)
+    check_folder(folder, work.identity)
     name, precision = model or chosen.model, dtype or chosen.dtype
     spread: Any = None
     if ray:
@@ -157,24 +161,24 @@ def _study(
         spread = RaySpread(name, precision, gpus=float(torch.cuda.is_available()))
     laboratory = Laboratory(load(name, precision))
     with stages() as stage:
-        results = run(Study(laboratory, folder, stage, spread), config)
+        results = Study(laboratory, folder, stage, spread).run(work)
     _finish(results, folder, as_json)
 
 
 def _finish(results: dict[str, Any], folder: Path, as_json: bool) -> None:
-    """Figures, report, and the tables on the screen."""
+    """Figures, report, and the tables."""
     from steerfast.experiments.figures import figures
     from steerfast.experiments.report import tables, write_report
 
     for number, drawing in enumerate(figures(results).values(), 1):
         (folder / f"figure-{number}.svg").write_text(drawing, encoding="utf-8")
     page = write_report(results, folder / "report.html")
-    where = screen if as_json else Console()
+    out = paper(as_json)
     for rows in tables(results):
         table = Table(*rows.head, title=rows.caption, title_justify="left")
         for row in rows.rows:
             table.add_row(*(Text(cell) for cell in row))
-        where.print(table)
-    screen.print(Text(f"report: {os.fspath(page)}"))
+        out.print(table)
+    out.print(Text(f"report: {os.fspath(page)}"), soft_wrap=True)
     facts = {"results": str(folder / "results.json"), "report": str(page), "kind": results["kind"]}
     emit(as_json, facts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.resources import files
@@ -12,6 +11,21 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from steerfast.experiments.choice import Criterion
+from steerfast.experiments.ranges import (
+    DOSE,
+    LAYER,
+    MOST_POINTS,
+    QUESTIONS,
+    SEED,
+    SHARE,
+    SIGNED_DOSE,
+    TOKENS,
+    Range,
+    check_names,
+    check_ranges,
+)
+from steerfast.experiments.toml import read_toml
+from steerfast.io.strict import as_layer
 from steerfast.plans.term import Scale
 
 T = TypeVar("T")
@@ -55,6 +69,39 @@ class BehavioursConfig:
     chosen: Coefficients = field(default_factory=dict)
     flagged: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        questions = dict.fromkeys(("train", "validation"), QUESTIONS)
+        layers = dict.fromkeys(("layers", "individual_layers", "simultaneous"), LAYER)
+        doses = ("global_coefficients", "pair_coefficient", "unweighted", "chosen")
+        zero_or_more = {"test": Range(0, QUESTIONS.high), "tax_tokens": Range(0, TOKENS.high)}
+        signed = dict.fromkeys(doses, SIGNED_DOSE)
+        more = {"coefficients": DOSE, "seed": SEED, **zero_or_more, **signed}
+        check_ranges(self, {**questions, **layers, **more})
+        check_names("behaviours", self.behaviours)
+        if set(self.simultaneous) != set(self.behaviours):
+            raise ValueError(
+                "simultaneous has a layer for each of the behaviours, and for no other"
+            )
+        if not set(self.chosen) <= set(self.behaviours):
+            raise ValueError(
+                "chosen is {behaviour: {layer: (negative, positive)}}, of the behaviours"
+            )
+        for layers_of in self.chosen.values():
+            for layer in layers_of:
+                as_layer(layer, "chosen")
+        first, last, step = self.global_coefficients
+        if step <= 0 or last < first or (last - first) / step > MOST_POINTS:
+            raise ValueError(
+                f"global_coefficients are (first, last, step), {first:g} to {last:g} by {step:g} here; first comes before "
+                f"last, and step is positive and makes at most {MOST_POINTS:_} points"
+            )
+
+    @property
+    def named_layers(self) -> set[int]:
+        """Every layer that the study steers."""
+        fixed = {int(layer) for layers in self.chosen.values() for layer in layers}
+        return {*self.layers, *self.individual_layers, *self.simultaneous.values(), *fixed}
+
 
 @dataclass(frozen=True)
 class BroadConfig:
@@ -84,6 +131,20 @@ class BroadConfig:
     stop: float = 0.05
     jump: float = 0.15
 
+    def __post_init__(self) -> None:
+        sizes = dict.fromkeys(("sample_tokens", "tokens"), TOKENS)
+        shares = dict.fromkeys(("stop", "jump"), SHARE)
+        layers = dict.fromkeys(("layers", "control_layer"), LAYER)
+        more = {"samples": QUESTIONS, "context": Range(2, TOKENS.high), "coefficients": DOSE}
+        check_ranges(self, {**sizes, **shares, **layers, **more, "seed": SEED})
+        if not all(self.layers):
+            raise ValueError("layers has an empty set; each set names at least one layer")
+
+    @property
+    def named_layers(self) -> set[int]:
+        """Every layer that the study steers."""
+        return {self.control_layer, *(layer for layers in self.layers for layer in layers)}
+
 
 @dataclass(frozen=True)
 class SparsityConfig:
@@ -102,6 +163,18 @@ class SparsityConfig:
     patterns: tuple[str, ...] = ("unstructured", "of 4")
     seed: int = 13
 
+    def __post_init__(self) -> None:
+        more = {"layer": LAYER, "coefficients": SIGNED_DOSE, "seed": SEED}
+        check_ranges(self, {"shares": SHARE, "tax_tokens": TOKENS, **more})
+        check_names("directions", self.directions)
+        if not any(self.coefficients):
+            raise ValueError("coefficients are all 0, which steers nothing")
+
+    @property
+    def named_layers(self) -> set[int]:
+        """The layer that the study steers."""
+        return {self.layer}
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -114,6 +187,9 @@ class Preset:
     broad: BroadConfig | None = None
     sparsity: SparsityConfig | None = None
     notes: str = ""
+
+    def __post_init__(self) -> None:
+        check_names("name", (self.name,))  # a study's folder has it
 
 
 _STUDIES: dict[str, type[Any]] = {
@@ -131,23 +207,14 @@ def presets() -> tuple[str, ...]:
 
 def load_preset(name_or_path: str | Path) -> Preset:
     """A shipped preset by name, or a TOML file. Raises ValueError naming what is unknown, missing or ill-typed."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     path = Path(name_or_path)
-    if path.suffix == ".toml":
-        text = path.read_text(encoding="utf-8")
-    elif str(name_or_path) in presets():
-        text = (files("steerfast") / "data" / "presets" / f"{name_or_path}.toml").read_text("utf-8")
-    else:
-        raise ValueError(
-            f"no preset {str(name_or_path)!r}; give a .toml file, or one of {', '.join(presets())}"
-        )
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{name_or_path} is not TOML: {error}") from error
+    if path.suffix != ".toml":
+        if str(name_or_path) not in presets():
+            raise ValueError(
+                f"no preset {str(name_or_path)!r}; give a .toml file, or one of {', '.join(presets())}"
+            )
+        path = Path(str(files("steerfast") / "data" / "presets" / f"{name_or_path}.toml"))
+    table = read_toml(path)
     for kind in _STUDIES:
         if not isinstance(table.get(kind, {}), dict):
             raise ValueError(
@@ -180,7 +247,10 @@ def build(kind: type[T], table: Mapping[str, Any], where: str) -> T:
         if not _is(value, kinds[name]):
             wanted = str(known[name].type).replace("Mapping", "a table")
             raise ValueError(f"{name} in {where} is {table[name]!r}; it should be {wanted}")
-    return kind(**frozen)
+    try:
+        return kind(**frozen)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _is(value: Any, kind: Any) -> bool:

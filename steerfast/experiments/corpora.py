@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from steerfast.extraction.samples import refuse_one_text
 from steerfast.extraction.texts import read_texts
 
 SHORTEST = 200  # characters; shorter texts (headings, empty modules) are left out
@@ -22,8 +23,8 @@ def read_corpus(source: str, limit: int = READ) -> list[str]:
     ``prose``: passages written for this project. ``stdlib``: the modules of this Python's standard library.
     ``hub:NAME[:CONFIG[:SPLIT[:FIELD[:WHERE]]]]``: a dataset of the Hugging Face hub, streamed (defaults: its first
     configuration, ``train``, ``text``), of which WHERE keeps some rows: ``meta.pile_set_name=Github``, or ``!=``; needs
-    the package ``datasets`` and a connection. Anything else is a file (texts
-    separated by blank lines) or a folder (a text a file). Raises ValueError where a source holds no text of 200 characters.
+    the package ``datasets`` and a connection. Anything else is a file (text,
+    JSONL, JSON or CSV) or a folder (a text a file), as ``read_texts`` reads them. Raises ValueError where a source holds no text of 200 characters.
     """
     if source == "prose":
         blocks: Iterator[str] = iter(
@@ -34,7 +35,7 @@ def read_corpus(source: str, limit: int = READ) -> list[str]:
     elif source.startswith("hub:"):
         blocks = _hub(source)
     else:
-        blocks = read_texts(Path(source))
+        blocks = _plain(source)
     texts = list(islice((text for text in blocks if len(text) >= SHORTEST), limit))
     if not texts:
         raise ValueError(f"corpus {source!r} holds no text of at least {SHORTEST} characters")
@@ -48,6 +49,7 @@ def split_corpus(
 
     Half of the texts at most go to the vector. Raises ValueError for fewer than two texts.
     """
+    refuse_one_text(texts, f"the corpus {name!r}")
     if len(texts) < 2:
         raise ValueError(
             f"corpus {name!r} holds {len(texts)} text, but needs some for the vector and others to measure on"
@@ -63,6 +65,14 @@ def _stdlib() -> Iterator[str]:
         yield path.read_text(encoding="utf-8", errors="replace")
 
 
+def _plain(source: str) -> Iterator[str]:
+    """The texts of a file or folder; ValueError for chat messages, which no broad skill is measured on."""
+    for text in read_texts(source):
+        if not isinstance(text, str):
+            raise ValueError(f"corpus {source!r} holds chat messages; studies read plain text")
+        yield text
+
+
 def _hub(source: str) -> Iterator[str]:
     name, *rest = source.removeprefix("hub:").split(":", 4)
     config, split, field, where = (rest + [""] * 4)[:4]
@@ -76,6 +86,8 @@ def _hub(source: str) -> Iterator[str]:
     for row in load_dataset(name, config or None, split=split or "train", streaming=True):
         if field not in row:
             raise ValueError(f"{source!r} has no field {field!r}; it has {', '.join(row)}")
+        if not isinstance(row[field], str):
+            raise ValueError(f"{source!r} has no text in {field!r}: {row[field]!r:.80}")
         if _kept(row, where):
             yield row[field]
 

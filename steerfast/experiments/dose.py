@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steerfast.extraction.contrast import ContrastPair
-from steerfast.extraction.extract import continuation_start
+from steerfast.extraction.contrast import Pairs, preferences
 from steerfast.models import Handle, find_decoder, input_device
-from steerfast.models.tokens import token_ids
+from steerfast.models.tokens import read
 from steerfast.plans.plan import Plan, steer
 from steerfast.plans.term import Scale
 from steerfast.plans.vector import SteeringVector
@@ -45,13 +44,13 @@ class PairBatch(NamedTuple):
     scored: Tensor
 
 
-def pair_batch(tokenizer: Any, pairs: Sequence[ContrastPair]) -> PairBatch:
-    """Tokenise pairs for ``log_probability_differences``."""
-    rows: list[tuple[list[int], int]] = []
-    for pair in pairs:
-        for continuation in (pair.positive, pair.negative):
-            tokens = token_ids(tokenizer, pair.prompt + continuation)
-            rows.append((tokens, continuation_start(tokenizer, pair.prompt, continuation)))
+def pair_batch(tokenizer: Any, pairs: Pairs) -> PairBatch:
+    """Tokenise pairs (as ``extract_pairs`` takes them; of a set, the held-out ones) for ``log_probability_differences``."""
+    chosen = preferences(pairs, "dose_response", "held_out")
+    rows = [read(tokenizer, *side) for pair in chosen for side in pair.sides]
+    for row, (tokens, first) in enumerate(rows):
+        if first >= len(tokens):
+            raise ValueError(f"a continuation of pair {row // 2 + 1} has no tokens to be predicted")
     longest = max(len(tokens) for tokens, _ in rows)
     ids = torch.zeros((len(rows), longest), dtype=torch.int64)
     mask, scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
@@ -98,7 +97,7 @@ def dose_response(
     handle: Handle,
     tokenizer: Any,
     vector: SteeringVector,
-    pairs: Sequence[ContrastPair],
+    pairs: Pairs,
     *,
     layers: Sequence[int],
     coefficients: Sequence[float] = COEFFICIENTS,
@@ -108,16 +107,21 @@ def dose_response(
 ) -> list[DosePoint]:
     """Effect of ``vector`` and of its random control at each coefficient, all tokens steered."""
     batch = pair_batch(tokenizer, pairs)
-    control = random_control(vector, seed)
+    directions = (vector, random_control(vector, seed))
+    plans = [
+        [steer(one, c, layers=layers, scale=scale) if c else None for one in directions]
+        for c in coefficients
+    ]
+    for plan in (plan for each in plans for plan in each if plan is not None):
+        handle.table.check(plan)  # before the model runs
     unsteered = log_probability_differences(handle, batch, None)
 
-    def effect(direction: SteeringVector, coefficient: float) -> float:
-        if coefficient == 0.0:
+    def effect(plan: Plan | None) -> float:
+        if plan is None:
             return 0.0
-        plan = steer(direction, coefficient, layers=layers, scale=scale)
         change = log_probability_differences(handle, batch, plan) - unsteered
         if progress is not None:
             progress()
         return float(change.mean())
 
-    return [DosePoint(c, effect(vector, c), effect(control, c)) for c in coefficients]
+    return [DosePoint(c, *map(effect, each)) for c, each in zip(coefficients, plans, strict=True)]

@@ -18,9 +18,11 @@ from steerfast.experiments.answers import Score, score
 from steerfast.experiments.prompts import pad_token
 from steerfast.experiments.questions import Question
 from steerfast.experiments.trials import Job, Result
-from steerfast.extraction.contrast import ContrastPair
+from steerfast.extraction.contrast import ContrastPair, preferences
+from steerfast.extraction.samples import refuse_one_text
 from steerfast.models import attach
 from steerfast.models.load import Loaded
+from steerfast.models.tokens import Prompt, read, token_ids
 from steerfast.plans.plan import Plan
 from steerfast.sweep.engine import sweep
 from steerfast.sweep.readouts import Accuracy, NextAnswer, NextTokens
@@ -90,7 +92,8 @@ class Laboratory:
 
         The prompt's own tokens have the same chances on both sides, and cancel.
         """
-        text = json.dumps([[one.prompt, one.positive, one.negative] for one in pairs])
+        pairs = preferences(pairs, "log-odds")
+        text = json.dumps([one.parts for one in pairs])
         data = hashlib.sha256(text.encode()).hexdigest()
         return self._job(Task(tuple(plans), pairs=tuple(pairs)), data)
 
@@ -122,7 +125,7 @@ class Laboratory:
         return Job(identities, partial(self.run, task), task)
 
     def _answers(self, plans: Sequence[Plan | None], asked: Sequence[Question]) -> list[Result]:
-        ids = [self.tokenizer(one.prompt)["input_ids"] for one in asked]
+        ids = [token_ids(self.tokenizer, one.prompt) for one in asked]
         pairs = [
             (
                 self._answer_token(tokens, one.prompt, one.matching),
@@ -160,15 +163,14 @@ class Laboratory:
         ]
 
     def _pairs(self, plans: Sequence[Plan | None], pairs: Sequence[ContrastPair]) -> list[Result]:
-        texts = [one.prompt + end for one in pairs for end in (one.positive, one.negative)]
-        ids = [self.tokenizer(text)["input_ids"] for text in texts]
+        ids = [read(self.tokenizer, *side).ids for one in pairs for side in one.sides]
         every = sweep(self.model, plans, ids, lambda head: NextTokens(head, ids), done=self.told)
         chances = every[..., 3]
         odds = (chances[:, 0::2] - chances[:, 1::2]).tolist()
         return [{"log_odds": [_rounded(value) for value in row]} for row in odds]
 
     def _texts(self, plans: Sequence[Plan | None], prompt: str, tokens: int) -> list[Result]:
-        ids = self.tokenizer(prompt, return_tensors="pt")["input_ids"].to(self.model.device)
+        ids = torch.tensor([token_ids(self.tokenizer, prompt)], device=self.model.device)
         batch = ids.expand(len(plans), -1)
         steered = attach(self.model, slots=4 * len(plans))
         with torch.inference_mode(), steered as handle, handle.use(plans):
@@ -184,13 +186,13 @@ class Laboratory:
             {"text": text} for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)
         ]
 
-    def _answer_token(self, before: Sequence[int], prompt: str, answer: str) -> int:
+    def _answer_token(self, before: Sequence[int], prompt: Prompt, answer: str) -> int:
         """The first token of an answer that follows a prompt."""
-        ids = list(self.tokenizer(prompt + answer)["input_ids"])
+        ids = read(self.tokenizer, prompt, answer).ids
         if len(ids) <= len(before) or ids[: len(before)] != list(before):
             raise ValueError(
                 f"the tokenizer does not keep the prompt's tokens apart from the answer {answer!r} after "
-                f"{prompt[-20:]!r}; end prompts where a token ends"
+                f"{str(prompt)[-20:]!r}; end prompts where a token ends"
             )
         return int(ids[len(before)])
 
@@ -216,10 +218,11 @@ def cut(name: str, tokenizer: Any, texts: Sequence[str], context: int, tokens: i
     Each text starts a piece, with the tokenizer's own special tokens; what is left over of one token is dropped.
     Raises ValueError where there is not one token to predict.
     """
+    refuse_one_text(texts, f"the corpus {name!r}")
     pieces: list[tuple[int, ...]] = []
     left = tokens
     for text in texts:
-        ids = list(tokenizer(text)["input_ids"])
+        ids = token_ids(tokenizer, text)
         for start in range(0, len(ids), context):
             piece = tuple(ids[start : start + min(context, left + 1)])
             if len(piece) > 1:

@@ -6,17 +6,15 @@ from typing import Any
 
 import torch
 
+from steerfast.models.tokens import Prompt, token_ids
 
-def encode_prompt(tokenizer: Any, prompt: str, chat: bool | None = None) -> torch.Tensor:
-    """Token ids [1, T]; with the chat template if the tokenizer has one (``chat=False``: never)."""
+
+def encode_prompt(tokenizer: Any, prompt: Prompt, chat: bool | None = None) -> torch.Tensor:
+    """Token ids [1, T]; text is put through the chat template if the tokenizer has one (``chat=False``: never)."""
     use_template = getattr(tokenizer, "chat_template", None) is not None if chat is None else chat
-    if use_template:
-        messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    else:
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    return ids  # type: ignore[no-any-return]
+    if use_template and isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    return torch.tensor([token_ids(tokenizer, prompt)])
 
 
 def pad_token(tokenizer: Any) -> int:

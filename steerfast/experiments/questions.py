@@ -13,11 +13,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
+from os.path import isfile
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from steerfast.extraction.contrast import ContrastPair
-from steerfast.io.strict import as_list, as_object, as_text, parse
+from steerfast.io.rows import ENDINGS, rows_of
+from steerfast.io.strict import as_object, as_text
+from steerfast.models.tokens import Prompt, as_prompt
 
 SEED = 13
 MOST = 1000  # questions of a behaviour; of more, so many are sampled
@@ -27,9 +30,10 @@ PAPER_ORDER = ("myopic", "wealth_seeking", "sycophancy", "agreeableness", "anti_
 
 @dataclass(frozen=True)
 class Question:
-    """prompt: ends with an open bracket. matching, other: the answers, without brackets or spaces."""
+    """prompt: ends with an open bracket; text, or messages of which the last begins the assistant's answer.
+    matching, other: the answers, without brackets or spaces."""
 
-    prompt: str
+    prompt: Prompt
     matching: str
     other: str
 
@@ -47,14 +51,18 @@ class Split(NamedTuple):
     test: tuple[Question, ...]
 
 
-def prompt_of(question: str, answers: Sequence[str]) -> str:
-    """The paper's prompt from a question of Anthropic's model-written evals (or one that is a prompt already)."""
+def prompt_of(question: Prompt, answers: Sequence[str]) -> Prompt:
+    """The paper's prompt from a question of Anthropic's model-written evals (or one that is a prompt already); of messages,
+    the same with the bracket as the beginning of the assistant's answer."""
+    first, second = sorted(answers, key=("Yes", "No", "A", "B").index)
+    choose = f"Out of ({first}) and ({second}), I choose ("
+    if not isinstance(question, str):
+        return (*question, {"role": "assistant", "content": choose})
     if question.startswith("Human:") and question.endswith("("):
         return question
     text = re.sub(r"^\s*(Human|Question):", "", question.strip())
     text = re.sub(r"(Answer|Assistant|AI):\s*(\()?\s*$", "", text.strip()).strip()
-    first, second = sorted(answers, key=("Yes", "No", "A", "B").index)
-    return f"Human:\n{text}\n\nAI:\nOut of ({first}) and ({second}), I choose ("
+    return f"Human:\n{text}\n\nAI:\n{choose}"
 
 
 def shipped() -> tuple[str, ...]:
@@ -64,10 +72,10 @@ def shipped() -> tuple[str, ...]:
 
 
 def load(folder: str | Path | None, behaviour: str) -> list[Question]:
-    """``behaviour.json`` or ``.jsonl`` of a folder, or the shipped questions: a list (or lines) of ``question``,
-    ``answer_matching_behavior``, ``answer_not_matching_behavior``, as in Anthropic's model-written evals.
+    """``behaviour.json``, ``.jsonl`` or ``.csv`` of a folder, or the shipped questions: rows with ``question`` (text, or chat
+    messages), ``answer_matching_behavior``, ``answer_not_matching_behavior``, as in Anthropic's model-written evals.
 
-    Raises FileNotFoundError, or ValueError naming the record that cannot be read.
+    Raises FileNotFoundError, or ValueError naming the file and the line of a record that cannot be read.
     """
     if folder is None:
         if behaviour not in shipped():
@@ -77,16 +85,19 @@ def load(folder: str | Path | None, behaviour: str) -> list[Question]:
             )
         path: Any = files("steerfast") / "data" / "questions" / f"{behaviour}.json"
     else:
-        options = [Path(folder) / f"{behaviour}{ending}" for ending in (".json", ".jsonl")]
-        path = next((option for option in options if option.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(f"no {behaviour}.json or {behaviour}.jsonl in {folder}")
-    if path.name.endswith(".jsonl"):
-        lines = enumerate(path.read_bytes().splitlines(), 1)
-        records = [parse(line, f"{path}, line {at},") for at, line in lines if line.strip()]
-    else:
-        records = as_list(parse(path.read_bytes(), f"{path}"), f"{path}")
-    return [_question(record, f"{behaviour}, record {n}") for n, record in enumerate(records, 1)]
+        if not behaviour.strip() or PurePath(behaviour).name != behaviour:
+            raise ValueError(
+                f"behaviour {behaviour[:80]!r} is no file's name; its questions are a file of {folder}"
+            )
+        options = [Path(folder) / f"{behaviour}{ending}" for ending in ENDINGS]
+        found = [option for option in options if isfile(option)]
+        if not found:
+            raise FileNotFoundError(f"no {behaviour}.json, .jsonl or .csv in {folder}")
+        if len(found) > 1:
+            raise ValueError(f"{found[0]} and {found[1].name} are both there; which one is meant?")
+        path = found[0]
+    _, rows = rows_of(path, "questions")
+    return [_question(row.value, f"record {n} of {row.place}") for n, row in enumerate(rows, 1)]
 
 
 def _question(entry: object, where: str) -> Question:
@@ -97,13 +108,18 @@ def _question(entry: object, where: str) -> Question:
                 f"{where} lacks {name!r}; a record has question, answer_matching_behavior and "
                 "answer_not_matching_behavior"
             )
-        fields.append(as_text(record[name], f"{name!r} of {where}"))
+        what = f"{name!r} of {where}"
+        fields.append(record[name] if name == "question" else as_text(record[name], what))
+    try:
+        question = as_prompt(fields[0], f"'question' of {where}")
+    except TypeError as error:
+        raise ValueError(str(error)) from error
     matching, other = (answer.strip(" ()\n") for answer in fields[1:])
     if {matching, other} not in ({"A", "B"}, {"Yes", "No"}):
         raise ValueError(
             f"{where} has answers {fields[1]!r} and {fields[2]!r}; known pairs: (A) and (B), Yes and No"
         )
-    return Question(prompt_of(fields[0], (matching, other)), matching, other)
+    return Question(prompt_of(question, (matching, other)), matching, other)
 
 
 def splits(

@@ -61,6 +61,19 @@ def side_by_side(
     return SideBySide(unsteered.strip(), steered.strip(), total(reports))
 
 
+def explained(report: Report, dose: float | None = None) -> str:
+    """One line of the report of ``side_by_side``. dose: of the plan, in norms of the stream, where it is known."""
+    if not report.steered:
+        return "no token was steered: the plan acted nowhere on this prompt and its answer"
+    sites = sorted(
+        {line.site for line in report.lines}, key=lambda site: int(site[:-1].split("[")[1])
+    )
+    at = ", ".join(sites) if len(sites) < 4 else f"{len(sites)} sites, {sites[0]} to {sites[-1]}"
+    # Half of the rows are the unsteered text's; the last token of a text is never read.
+    known = "" if dose is None else f", by {dose:.2g} times the stream's typical norm in all"
+    return f"steered {report.steered} of the {report.rows // 2} tokens read, at {at}{known}"
+
+
 def total(reports: Sequence[Report]) -> Report:
     """One report over several forwards."""
     rows: Counter[SteeredRows] = Counter()

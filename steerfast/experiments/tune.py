@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from steerfast.experiments import behaviours
 from steerfast.experiments.choice import Sign
 from steerfast.experiments.config import BehavioursConfig
+from steerfast.experiments.dose import random_control
+from steerfast.experiments.effects import Effect, effect
 from steerfast.experiments.measure import Laboratory, Pieces, check_capable
 from steerfast.experiments.progress import Stage
 from steerfast.experiments.questions import Split
@@ -16,6 +18,8 @@ from steerfast.experiments.schemes import individual
 from steerfast.experiments.trials import Trials
 from steerfast.plans.plan import Plan
 from steerfast.plans.vector import SteeringVector
+
+CONTROLS = 19  # random directions beside the one that is picked
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,49 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """A candidate on questions that neither made the vector nor chose it, in nats, positive in the wanted direction.
+
+    effect: of the plan, with its 95% bootstrap interval. random: of ``CONTROLS`` random directions of the same length,
+    at the same layer with the same coefficient; None where one was not finite.
+    """
+
+    questions: int
+    effect: Effect
+    random: tuple[float | None, ...]
+
+    @property
+    def strongest_random(self) -> float | None:
+        """The greatest effect of a random direction, either way: its opposite is as random."""
+        sizes = [abs(one) for one in self.random if one is not None]
+        return max(sizes) if len(sizes) == len(self.random) else None
+
+    @property
+    def better_than_chance(self) -> bool:
+        """Whether the effect's interval lies above 0, and no random direction does as much: of 20 directions of no
+        meaning, one is the strongest 1 time in 20."""
+        mean, low, _ = self.effect
+        random = self.strongest_random
+        if mean is None or low is None or random is None:
+            return False
+        return low > 0 and mean > random
+
+
+@dataclass(frozen=True)
 class Tuned:
-    """best: the strongest candidate within the budget, or None. front: those that no other beats in both effect and loss, by
+    """picked: the strongest candidate within the budget on the questions for choosing, or None; held_out: what it does on
+    others. best, plan: it, if that is better than chance. front: those that no other beats in both effect and loss, by
     loss. all: every usable candidate."""
 
-    best: Candidate | None
+    picked: Candidate | None
+    held_out: HeldOut | None
     plan: Plan | None
     front: tuple[Candidate, ...]
     all: tuple[Candidate, ...]
+
+    @property
+    def best(self) -> Candidate | None:
+        return None if self.plan is None else self.picked
 
 
 def tune(
@@ -57,7 +96,8 @@ def tune(
 
     sign: towards the behaviour, or away from it (-1). budget: the share of top-1 accuracy on ``text`` that may be
     lost (0.02: 2% of what it was). Uses the trials of a study of the same configuration, where they are.
-    Only points with an effect in the wanted direction that leave the model usable are candidates.
+    Only points with an effect in the wanted direction that leave the model usable are candidates. The best of many is
+    partly luck, so the one that is picked on ``split.validation`` is measured again on ``split.test``.
     """
     points = behaviours.grid(
         laboratory, config, {behaviour: split}, {behaviour: vector}, trials, stage
@@ -82,9 +122,39 @@ def tune(
         )
         for point, after in zip(usable, accuracies[1:], strict=True)
     )
-    best = pick(candidates, budget)
-    plan = None if best is None else plans[1 + candidates.index(best)]
-    return Tuned(best, plan, front(candidates), candidates)
+    picked = pick(candidates, budget)
+    if picked is None:
+        return Tuned(None, None, None, front(candidates), candidates)
+    advance = stage("held out", 1)
+    held = held_out(laboratory, config, split, vector, picked, trials, sign)
+    advance()
+    plan = plans[1 + candidates.index(picked)] if held.better_than_chance else None
+    return Tuned(picked, held, plan, front(candidates), candidates)
+
+
+def held_out(
+    laboratory: Laboratory,
+    config: BehavioursConfig,
+    split: Split,
+    vector: SteeringVector,
+    picked: Candidate,
+    trials: Trials,
+    sign: Sign,
+) -> HeldOut:
+    """The candidate and its controls on ``split.test``."""
+    directions = [vector, *(random_control(vector, seed) for seed in range(CONTROLS))]
+    plans = [
+        individual(one, picked.layer, picked.coefficient, scale=config.scale) for one in directions
+    ]
+    (results,) = trials.complete([laboratory.answers([None, *plans], split.test)])
+    unsteered, *odds = [_signed(result["log_odds"], sign) for result in results]
+    strata = [one.matching for one in split.test]
+    first, *random = [effect(one, unsteered, strata) for one in odds]
+    return HeldOut(len(split.test), first, tuple(one.mean for one in random))
+
+
+def _signed(odds: Sequence[float | None], sign: Sign) -> list[float | None]:
+    return [None if value is None else sign * value for value in odds]
 
 
 def pick(candidates: Sequence[Candidate], budget: float) -> Candidate | None:
@@ -104,9 +174,16 @@ def front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 def described(tuned: Tuned) -> Mapping[str, Any]:
     """As plain data."""
-    best = None if tuned.best is None else vars(tuned.best)
+    held = tuned.held_out
     return {
-        "best": best,
+        "best": None if tuned.best is None else vars(tuned.best),
+        "picked": None if tuned.picked is None else vars(tuned.picked),
+        "held_out": held
+        and {
+            **asdict(held),
+            "effect": list(held.effect),
+            "better_than_chance": held.better_than_chance,
+        },
         "front": [vars(one) for one in tuned.front],
         "candidates": len(tuned.all),
     }

@@ -11,28 +11,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from steerfast.extraction.samples import (
+    SIDES,
+    Position,
+    Sample,
+    Side,
+    as_position,
+    check,
+    token_weights,
+)
 from steerfast.extraction.stream_norms import NormHistogram
 from steerfast.models import attachment_of, find_decoder, input_device
 from steerfast.models.evaluating import evaluating
+from steerfast.plans.fields import whole
 
-Position = Literal["last", "mean"] | int
 Progress = Callable[[int], None]
-Side = Literal[1, -1]
-SIDES: tuple[Side, Side] = (1, -1)
 WINDOW = 16  # batches whose rows are sorted by length together
-
-
-class Sample(NamedTuple):
-    """A text as tokens; ``first`` is where the part of interest begins, ``side`` which mean it joins."""
-
-    tokens: list[int]
-    first: int
-    side: Side
 
 
 class Row(NamedTuple):
@@ -71,18 +70,21 @@ def stream_means(
     """The mean stream of each side over all samples, at ``position`` (``last``, ``mean`` from ``first`` on, an index).
 
     groups: samples that go together, two continuations of a prompt or one text. batch_size: texts a forward.
-    progress: called with the number of texts done. kept: layers that the caller will ask for, checked
-    ahead. Raises ValueError for a layer that is not there, or an index outside a text.
+    progress: called with the number of texts done. kept: layers that the caller will ask for.
+
+    All is checked before the model runs: all groups are made, then read. Raises ValueError for a layer that is not there,
+    an index outside a text or a token that the model does not know.
     """
+    position, batch_size = as_position(position), whole("batch_size", batch_size)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is called with the number of texts done, got {progress!r}")
     decoder, _ = find_decoder(model)
     layers = list(decoder.layers)
-    for layer in kept or ():
-        if not 0 <= layer < len(layers):
-            raise ValueError(
-                f"cannot keep layer {layer}: this model has layers 0..{len(layers) - 1}"
-            )
+    _check_kept(kept, len(layers))
+    groups = list(groups)
+    check((sample for group in groups for sample in group), position, decoder)
     patched = attachment_of(decoder)
     steered = patched is not None and patched.in_use().active
     if steered:
@@ -100,6 +102,18 @@ def stream_means(
             if progress is not None:
                 progress(done)
     return means
+
+
+def _check_kept(kept: Sequence[int] | None, layers: int) -> None:
+    if kept is not None and not kept:
+        raise ValueError("layers names no layer to keep; leave it out to keep all")
+    for layer in kept or ():
+        if not 0 <= layer < layers:
+            end = f", counted from 0; {layer} from the end is {layers + layer}"
+            raise ValueError(
+                f"cannot keep layer {layer}: this model has layers 0..{layers - 1}"
+                f"{end if -layers <= layer < 0 else ''}"
+            )
 
 
 def _batches(
@@ -150,7 +164,9 @@ class _Batch:
                 at += len(own)
             self.columns.append(begins)
 
-    def _put(self, row: int, column: int, tokens: list[int], position: int, branch: int) -> None:
+    def _put(
+        self, row: int, column: int, tokens: Sequence[int], position: int, branch: int
+    ) -> None:
         where = slice(column, column + len(tokens))
         self.tokens[row, where] = torch.tensor(tokens, dtype=torch.int64)
         self.positions[row, where] = torch.arange(position, position + len(tokens))
@@ -178,7 +194,7 @@ class _Batch:
         for number, (row, begins) in enumerate(zip(self.rows, self.columns, strict=True)):
             for sample, begin in zip(row.samples, begins, strict=True):
                 shift = begin - row.shared
-                for index, weight in _weights(sample, position):
+                for index, weight in token_weights(sample, position):
                     at = index if index < row.shared else index + shift
                     found[sample.side][number, at] += weight
         return found
@@ -237,19 +253,3 @@ def _read(
     for row in rows:
         for sample in row.samples:
             means[sample.side].count += 1
-
-
-def _weights(sample: Sample, position: Position) -> list[tuple[int, float]]:
-    """Which tokens enter the mean of a sample, with weights that sum to 1."""
-    size = len(sample.tokens)
-    if position == "mean":
-        share = 1.0 / (size - sample.first)
-        return [(index, share) for index in range(sample.first, size)]
-    index = size - 1 if position == "last" else position
-    if isinstance(index, int) and index < 0:
-        index += size
-    if not isinstance(index, int) or not 0 <= index < size:
-        raise ValueError(
-            f"position {position!r} is outside a text of {size} tokens; use last, mean or an index"
-        )
-    return [(index, 1.0)]

@@ -1,4 +1,8 @@
-"""Corpora from files: every file below a folder, or the blocks of one."""
+"""Corpora from files: the texts below a folder, or the texts of one file, by what it is.
+
+JSON, JSONL and CSV hold a text a row (``steerfast.extraction.samples.as_text_or_messages``). In a text file blank lines
+stand between texts; where there are none, every line is one.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,19 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from steerfast.extraction.folder import texts_below
+from steerfast.extraction.samples import as_text_or_messages
+from steerfast.io.rows import ENDINGS, is_row, lines_of, rows_of
+from steerfast.models.tokens import Prompt
 
-def read_texts(path: Path, limit: int | None = None) -> Iterator[str]:
-    """The texts of a corpus: every file below a folder (sorted), or the blank-line-separated blocks of
-    one file. Read lazily. Raises FileNotFoundError, or ValueError where there is no text."""
+
+def read_texts(path: str | Path, limit: int | None = None) -> Iterator[Prompt]:
+    """The texts (or chat messages) of a corpus: the files of text below a folder (``folder``), or the rows, blocks or
+    lines of one file.
+
+    Read lazily. Raises FileNotFoundError, or ValueError, with file and line, where there is no text.
+    """
+    path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no corpus at {path}")
     texts = islice(_texts(path), limit)
@@ -20,25 +33,51 @@ def read_texts(path: Path, limit: int | None = None) -> Iterator[str]:
     yield from texts
 
 
-def count_texts(path: Path, limit: int | None = None) -> int:
+def count_texts(path: str | Path, limit: int | None = None) -> int:
     """How many texts ``read_texts`` will give."""
     return sum(1 for _ in read_texts(path, limit))
 
 
-def _texts(path: Path) -> Iterator[str]:
+def _texts(path: Path) -> Iterator[Prompt]:
     if path.is_dir():
-        for file in sorted(item for item in path.rglob("*") if item.is_file()):
-            text = file.read_text(encoding="utf-8", errors="replace").strip()
-            if text:
-                yield text
-        return
+        yield from texts_below(path)
+    elif path.suffix.lower() in ENDINGS:
+        _, rows = rows_of(path, "texts")
+        for number, row in enumerate(rows, 1):
+            try:
+                yield as_text_or_messages(row.value, f"text {number} of {row.place}")
+            except TypeError as error:
+                raise ValueError(str(error)) from error
+    else:
+        yield from _blocks(path) if _has_blocks(path) else _each_line(path)
+
+
+def _has_blocks(path: Path) -> bool:
+    """Whether a blank line stands between two others."""
+    begun = ended = False
+    for number, line in lines_of(path):
+        if not begun and line.lstrip().startswith("{") and is_row(line):
+            raise ValueError(f"{path}, line {number}, is a row of JSON; call the file .jsonl")
+        if line.strip():
+            if ended:
+                return True
+            begun = True
+        else:
+            ended = begun
+    return False
+
+
+def _each_line(path: Path) -> Iterator[str]:
+    return (line.strip() for _, line in lines_of(path) if line.strip())
+
+
+def _blocks(path: Path) -> Iterator[str]:
     block: list[str] = []
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.strip():
-                block.append(line)
-            elif block:
-                yield "".join(block).strip()
-                block = []
+    for _, line in lines_of(path):
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield "".join(block).strip()
+            block = []
     if block:
         yield "".join(block).strip()

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from os.path import isfile  # False for a name that no file can have, where Path.is_file raises
 from pathlib import Path, PurePath
 from typing import Any
 
 from steerfast.io.positions import schedule_from_json, select_from_json, select_to_json
 from steerfast.io.strict import as_list, as_object, no_other_keys, parse
 from steerfast.io.vectors import load_vector, vector_from_json, vector_to_json
+from steerfast.io.whole import check_suffix, written_whole
 from steerfast.plans.condition import Condition, Test
 from steerfast.plans.operators import OPERATORS
 from steerfast.plans.plan import Plan
+from steerfast.plans.slim import slim
 from steerfast.plans.term import Gate, Term
 from steerfast.plans.vector import SteeringVector
 
 SCHEMA = "steerfast.plan/1"
+SUFFIX = ".json"
 _PLAN_KEYS = {"schema", "terms", "finish", "schedule", "condition"}
 _VECTORS = ("vector", "read", "second")
 _NUMBERS = ("coefficient", "target", "angle", "bias", "threshold")
@@ -41,7 +45,16 @@ Resolver = Callable[[str], SteeringVector]
 
 
 def plan_to_json(plan: Plan, *, inline: bool = True) -> str:
-    """JSON text of a plan. With ``inline=False`` vectors go by name, guarded by their digest."""
+    """JSON text of a plan: inline its vectors by value, with only the layers that it uses; else by name, guarded by
+    their digests.
+
+    The plan of the text is equal, whichever. ValueError for what JSON does not hold, and, by name, where two vectors
+    have the same one.
+    """
+    if inline:
+        plan = slim(plan)
+    else:
+        _check_names(plan)
     terms = [_term_to_json(term, inline) for term in plan.terms]
     data: dict[str, Any] = {"schema": SCHEMA, "terms": terms, "finish": plan.finish}
     if plan.schedule is not None:
@@ -53,7 +66,18 @@ def plan_to_json(plan: Plan, *, inline: bool = True) -> str:
             _put_vector(entry, "key", test.key, inline)
             tests.append(entry)
         data["condition"] = {"require": plan.condition.require, "tests": tests}
-    return json.dumps(data)
+    return json.dumps(data, allow_nan=False)
+
+
+def _check_names(plan: Plan) -> None:
+    """ValueError where a name would stand for two vectors: a reader knows one."""
+    known: dict[str, str] = {}
+    for vector in plan.vectors:
+        if known.setdefault(vector.name, vector.digest) != vector.digest:
+            raise ValueError(
+                f"the plan has two vectors with the name {vector.name!r}, so that it cannot go by names; rename one "
+                "(dataclasses.replace(vector, name=...)), or write it with inline=True"
+            )
 
 
 def _term_to_json(term: Term, inline: bool) -> dict[str, Any]:
@@ -106,19 +130,40 @@ def plan_from_json(
 
 
 def save_plan(plan: Plan, path: str | Path, *, inline: bool = True) -> Path:
-    """Write ``plan_to_json`` to a file; returns its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(plan_to_json(plan, inline=inline), encoding="utf-8")
+    """Write ``plan_to_json`` to a file; returns its path. inline: vectors inside the file; False: by name and digest,
+    for ``load_plan(path, vectors)``.
+
+    The file appears whole or not at all, and only if ``load_plan`` gives an equal plan. ValueError otherwise, and for a
+    path of another suffix than ``.json``.
+    """
+    path = check_suffix(path, SUFFIX, "a plan")
+    text = plan_to_json(plan, inline=inline)
+    known = {vector.name: vector for vector in plan.vectors}
+    try:
+        same = plan_from_json(text, known) == plan
+    except ValueError as error:
+        raise ValueError(f"the plan cannot be saved: {error}") from error
+    if not same:
+        raise ValueError("the plan cannot be saved: it reads back as another")
+    with written_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     return path
 
 
-def load_plan(path: str | Path) -> Plan:
-    """Read a plan file; a vector given as a string is a file beside it: ``joy.safetensors``, or ``joy``.
+def load_plan(
+    path: str | Path, vectors: Mapping[str, SteeringVector] | Resolver | None = None
+) -> Plan:
+    """Read a plan file. vectors: what its names stand for, a mapping or a function of the name; without it a name is
+    a file beside the plan's: ``joy.safetensors``, or ``joy``.
 
-    ValueError, with the path, for a file that holds no plan, or names a vector outside of its own folder.
+    FileNotFoundError where there is no file. ValueError, with the path, for a folder, a file that holds no plan, a name
+    that is not known (or leads outside of the plan's folder), a vector that is not the one that the plan was saved with.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the file of a plan in it, {path / 'plan.json'}")
+    if not path.exists():
+        raise FileNotFoundError(f"no plan file at {path}")
 
     def beside(name: str) -> SteeringVector:
         given = PurePath(name)
@@ -127,10 +172,10 @@ def load_plan(path: str | Path) -> Plan:
                 f"vector {name[:80]!r} is not in the plan's folder; put its file there"
             )
         file = path.parent / name
-        return load_vector(file if file.is_file() else file.with_name(f"{file.name}.safetensors"))
+        return load_vector(file if isfile(file) else file.with_name(f"{file.name}.safetensors"))
 
     try:
-        return plan_from_json(path.read_bytes(), beside)
+        return plan_from_json(path.read_bytes(), beside if vectors is None else vectors)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a plan: {error}") from error
 

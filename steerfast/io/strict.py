@@ -10,27 +10,33 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_LARGEST = 2**63 - 1
+LARGEST = 2**63 - 1
+DEEPEST = 64  # levels of objects and lists in each other
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 def parse(text: str | bytes, what: str) -> Any:
     """The value of a JSON text. what: what it should be, as errors name it: ``a plan``.
 
-    ValueError for text that is not JSON or not UTF-8, that is nested too deeply, has a key twice in one object, or a
-    number that is no 64-bit integer and no finite float64.
+    ValueError for text that is not JSON or not UTF-8, that is nested in more than ``DEEPEST`` levels, has a key twice in
+    one object, or a number that is no 64-bit integer and no finite float64.
     """
     try:
-        return json.loads(
+        value = json.loads(
             text,
             object_pairs_hook=_object,
             parse_int=_integer,
             parse_float=_float,
             parse_constant=_constant,
         )
+        # Not left to the interpreter's limit: what is read near it cannot be shown in an error any more.
+        _check_depth(value)
+        return value
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply to be one") from None
     except UnicodeDecodeError as error:
@@ -46,17 +52,43 @@ def read(path: str | Path, what: str) -> Any:
     return parse(Path(path).read_bytes(), f"{path} should be {what}, which")
 
 
+def check_values(value: object, what: str) -> None:
+    """ValueError for integers beyond 64 bits anywhere in what another reader has read."""
+    for level in _levels(value):
+        for one in level:
+            if type(one) is int and not -LARGEST - 1 <= one <= LARGEST:
+                raise ValueError(f"{what} holds an integer that 64 bits do not")
+
+
+def _check_depth(value: object) -> None:
+    for depth, level in enumerate(_levels(value)):
+        if depth >= DEEPEST and any(isinstance(one, (dict, list)) for one in level):
+            raise RecursionError
+
+
+def _levels(value: object) -> Iterator[list[Any]]:
+    """The value, what is in it, what is in that, ...; level by level, so that no depth is too much."""
+    level = [value]
+    while level:
+        yield level
+        inner = (
+            one.values() if isinstance(one, dict) else one
+            for one in level
+            if isinstance(one, (dict, list))
+        )
+        level = [each for part in inner for each in part]
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ValueError(f"has {_short(twice[0])} twice in one object; which one is meant?")
+        twice = min(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"has {_short(twice)} twice in one object; which one is meant?")
     return found
 
 
 def _integer(text: str) -> int:
-    if len(text) > 20 or not -_LARGEST - 1 <= int(text) <= _LARGEST:
+    if len(text) > 20 or not -LARGEST - 1 <= int(text) <= LARGEST:
         raise ValueError(f"holds the integer {_short(text)}, which 64 bits do not")
     return int(text)
 

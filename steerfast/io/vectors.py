@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from steerfast.io.facts import facts_to_json
 from steerfast.io.strict import (
     as_layer,
     as_number,
@@ -19,33 +21,47 @@ from steerfast.io.strict import (
     no_other_keys,
     parse,
 )
+from steerfast.io.whole import check_suffix, written_whole
 from steerfast.plans.vector import LAYER_CONVENTION, SteeringVector
 
 FORMAT = "steerfast.vector/1"
+SUFFIX = ".safetensors"
 _VECTOR_KEYS = {"name", "positions", "directions", "stream_norms", "provenance"}
 
 
 def save_vector(vector: SteeringVector, path: str | Path) -> Path:
     """Write ``directions.<layer>`` tensors and, as metadata, name, norms and provenance. Returns the path.
 
-    The file appears whole or not at all: it is written beside its place and renamed.
+    The file appears whole or not at all, and only if ``load_vector`` gives the vector back. Provenance becomes plain
+    JSON: numbers of numpy and tensors, tuples and integer keys are converted. ValueError for what JSON does not hold
+    (NaN, say), and for a path of another suffix than ``.safetensors``.
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = check_suffix(path, SUFFIX, "a vector")
     about = {
         "format": FORMAT,
         "name": vector.name,
         "layer_convention": LAYER_CONVENTION,
         "stream_norms": {str(layer): norm for layer, norm in vector.stream_norms.items()},
-        "provenance": dict(vector.provenance),
+        "provenance": _provenance(vector),
     }
     tensors = {f"directions.{layer}": tensor for layer, tensor in vector.directions.items()}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"steerfast": json.dumps(about)})
-    temporary.replace(path)
+    with written_whole(path) as unfinished:
+        save_file(tensors, unfinished, metadata={"steerfast": json.dumps(about, allow_nan=False)})
+        _check_reads_back(vector, unfinished)
     return path
+
+
+def _check_reads_back(vector: SteeringVector, path: Path) -> None:
+    """ValueError where the reader refuses what was written, or takes it for something else."""
+    try:
+        same = load_vector(path) == vector
+    except ValueError as error:
+        reason = error.__cause__ or error
+        raise ValueError(f"vector {vector.name!r} cannot be saved: {reason}") from error
+    if not same:
+        raise ValueError(f"vector {vector.name!r} cannot be saved: it reads back as another")
 
 
 def load_vector(path: str | Path) -> SteeringVector:
@@ -54,7 +70,7 @@ def load_vector(path: str | Path) -> SteeringVector:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    if not path.is_file():
+    if not isfile(path):
         raise FileNotFoundError(f"no vector file at {path}")
     try:
         with safe_open(path, framework="pt") as file:
@@ -76,6 +92,8 @@ def load_vector(path: str | Path) -> SteeringVector:
         for name, tensor in tensors.items():
             if not name.startswith("directions."):
                 raise ValueError(f"it has a tensor {name!r}; a vector's are 'directions.<layer>'")
+            if not tensor.is_floating_point():
+                raise ValueError(f"tensor {name!r} is {tensor.dtype}; directions are real numbers")
             directions[as_layer(name.removeprefix("directions."), "a tensor")] = tensor
         return _vector(about.get("name"), directions, about)
     except ValueError as error:
@@ -83,13 +101,13 @@ def load_vector(path: str | Path) -> SteeringVector:
 
 
 def vector_to_json(vector: SteeringVector) -> dict[str, Any]:
-    """The JSON form: values inline, base64 of little-endian float32."""
+    """The JSON form: values inline, base64 of little-endian float32. ValueError for provenance that JSON does not hold."""
     directions = {
         str(layer): base64.b64encode(np.asarray(tensor.numpy(), dtype="<f4").tobytes()).decode()
         for layer, tensor in vector.directions.items()
     }
     norms = {str(layer): norm for layer, norm in vector.stream_norms.items()}
-    provenance = dict(vector.provenance)
+    provenance = _provenance(vector)
     positions = {} if vector.positions is None else {"positions": vector.positions}
     return {
         "name": vector.name,
@@ -98,6 +116,10 @@ def vector_to_json(vector: SteeringVector) -> dict[str, Any]:
         "stream_norms": norms,
         "provenance": provenance,
     }
+
+
+def _provenance(vector: SteeringVector) -> dict[str, Any]:
+    return facts_to_json(vector.provenance, f"the provenance of vector {vector.name!r}")
 
 
 def vector_from_json(data: dict[str, Any]) -> SteeringVector:

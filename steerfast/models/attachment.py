@@ -7,7 +7,6 @@ of where the caller stands (``scope``).
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -51,7 +50,7 @@ class Attachment:
         self.last: ForwardPass | None = None  # whoever ran it
         self.here = Here()
         self._states = PerThread(lambda: ThreadState(table))
-        self._running: Counter[int] = Counter()  # forwards and generations in progress, by thread
+        self._running: dict[int, int] = {}  # forwards and generations in progress, by thread
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copied or unpickled model is attached and idle. Under ``use`` there is none: nobody could end it there."""
@@ -90,6 +89,14 @@ class Attachment:
         use = self.in_force()
         return NOTHING if use is None else use.in_use
 
+    def begin_reading(self) -> tuple[PlansInForce | None, InUse]:
+        """What the forward that begins here is steered by, kept as it is until ``lease.end_reading``."""
+        while (use := self.in_force()) is not None:
+            in_use = use.begin_reading()
+            if in_use is not None:
+                return use, in_use
+        return None, NOTHING
+
     def follow(self) -> Routing:
         """The routing of this thread, made for what is in use here."""
         routing, in_use = self.routing, self.in_use()
@@ -119,12 +126,15 @@ class Attachment:
     def begin_running(self) -> None:
         """A forward or a generation begins in this thread."""
         with self.table.lock:
-            self._running[threading.get_ident()] += 1
+            me = threading.get_ident()
+            self._running[me] = self._running.get(me, 0) + 1
 
     def end_running(self) -> None:
         with self.table.lock:
-            self._running[threading.get_ident()] -= 1
-            self._running += Counter()  # keeps what is above zero
+            me = threading.get_ident()
+            self._running[me] -= 1
+            if self._running[me] == 0:
+                del self._running[me]
 
     def check_quiet(self, what: str) -> None:
         """SteerfastError while another thread runs the model."""
@@ -144,17 +154,18 @@ class Attachment:
                 "after"
             )
         state = self.state
+        while (use := self.in_force()) is not None and not use.lease.hold():
+            pass  # it has ended in between; what is in force now?
         outer, state.generation = state.generation, generation
-        if generation.use is not None:
-            generation.use.lease.hold()
+        generation.use = use
         self.begin_running()
         try:
             yield
         finally:
             self.end_running()
             state.generation, state.prepared = outer, None
-            if generation.use is not None:
-                generation.use.lease.give_back()
+            if use is not None:
+                use.lease.give_back()
 
     def prepare(
         self, generation: Generation, batch: int, length: int, mask: Tensor | None, seen: int

@@ -81,6 +81,10 @@ class ForwardPass:
             return None
         return handed[3] if handed[1] == _version(stream) else None
 
+    def end(self) -> None:
+        """Hand over nothing more."""
+        self._handed = None
+
 
 def _version(tensor: Tensor) -> int | None:
     """The in-place counter where there is one: not while tracing, not for inference tensors."""

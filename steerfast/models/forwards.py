@@ -20,7 +20,7 @@ from steerfast.models.traced_pass import TracedPass
 from steerfast.ops.implementations import implementation
 from steerfast.ops.records import Steering
 from steerfast.routing.compiled import key_of
-from steerfast.routing.in_use import NOTHING, InUse
+from steerfast.routing.in_use import InUse
 from steerfast.routing.inputs import Inputs
 from steerfast.routing.per_thread import who_runs
 from steerfast.routing.route import Rows
@@ -57,8 +57,7 @@ class Forwards:
         """A forward from its begin to its end, however it ends. device: where its layers run."""
         attachment, here = self.attachment, self.attachment.here
         outer = here.now
-        use = attachment.in_force()
-        in_use = NOTHING if use is None else use.begin_reading()
+        use, in_use = attachment.begin_reading()
         attachment.begin_running()
         try:
             if device != attachment.table.device:
@@ -73,6 +72,8 @@ class Forwards:
             here.now = attachment.note(inputs.shape, routing, judging, fusing)
             yield here.now
         finally:
+            if here.now is not None and here.now is not outer:
+                here.now.end()
             here.now = outer
             attachment.end_running()
             if use is not None:

@@ -11,6 +11,7 @@ from steerfast.errors import SteerfastError
 from steerfast.models.generation import Generation
 from steerfast.models.stand_in import StandIn
 from steerfast.routing.in_use import InUse
+from steerfast.routing.positions import check_mask
 
 
 class SteeredGenerate(StandIn):
@@ -27,15 +28,18 @@ class SteeredGenerate(StandIn):
         else:
             batch, width = prompt.shape[0], prompt.shape[1]
         mask = kwargs.get("attention_mask")
-        flat = mask if mask is not None and mask.ndim == 2 else None
+        in_use = shared.in_use()
+        if mask is not None and embeds is None and in_use.active:
+            known = kwargs.get("past_key_values") is None  # else the mask is of the cache too
+            check_mask(mask, batch, width, width if known else None)
+        flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         if flat is not None:  # covers a given cache, which the prompt may not
             width = flat.shape[1]
-        in_use = shared.in_use()
         in_use.check_batch(batch, exact=True, what="generate got {} prompts")
         _check_healing(in_use, kwargs, self.original)
         if mask is None:
             flat = _inferred(ids, kwargs, self.original)
-        with shared.generating(Generation(ids, flat, width, shared.in_force())):
+        with shared.generating(Generation(ids, flat, width)):
             return self.original(*args, **kwargs)
 
 

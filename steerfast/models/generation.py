@@ -23,17 +23,12 @@ class Generation:
     """One call of ``generate``.
 
     tokens: the ids of the prompts [R, T], None where embeddings were given. mask: theirs. width: columns of the
-    prompt, padding and tokens that a given cache already holds included. use: what it began under.
+    prompt, padding and tokens that a given cache already holds included. use: what a ``generate`` began under.
     """
 
-    def __init__(
-        self,
-        tokens: Tensor | None,
-        mask: Tensor | None,
-        width: int,
-        use: PlansInForce | None = None,
-    ) -> None:
-        self.tokens, self.mask, self.width, self.use = tokens, mask, width, use
+    def __init__(self, tokens: Tensor | None, mask: Tensor | None, width: int) -> None:
+        self.tokens, self.mask, self.width = tokens, mask, width
+        self.use: PlansInForce | None = None
         self.complete = False  # the whole prompt has been seen, so its lengths are final
         self._lengths: tuple[int, ...] = ()
 

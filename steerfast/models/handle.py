@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.models.attachment import Attachment
+from steerfast.models.cautions import Cautions
 from steerfast.models.loop import Loop
 from steerfast.models.use import Checked, Plans, Use
 from steerfast.plans.plan import Plan
@@ -59,6 +58,7 @@ class Handle:
     def __init__(self, model: Any, shared: Attachment) -> None:
         self.model = model
         self._shared = shared
+        self._cautions = Cautions(model, shared.model_name)
 
     @property
     def table(self) -> Table:
@@ -88,10 +88,11 @@ class Handle:
         returns on exit. It holds in this thread (or asyncio task) and in what is started from it; see ``Use``.
 
         Raises ValueError for a plan that does not fit the model, SteerfastError if the table is full
-        or the handle is detached; warns if a vector names another model. Nothing changes then.
+        or the handle is detached. Nothing changes then. Warns of a vector from another model, and of a plan
+        that adds more than the stream's typical norm over its layers.
         """
         lengths, ids = known_prompts(prompt_lengths, prompts)
-        return Use(self._shared, self._checked, plans, lengths, ids)
+        return Use(self._shared, self._checked, self._cautions.of_doses, plans, lengths, ids)
 
     def _checked(self, plans: Plans) -> Checked:
         """(one for all rows, [plan or None]), all of which fit the model."""
@@ -101,6 +102,11 @@ class Handle:
             raise TypeError(
                 f"use() takes plans, got the vector {plans.name!r}; make a plan of it: steer(vector, 0.2, layers=[10], "
                 'scale="stream")'
+            )
+        if isinstance(plans, Mapping):
+            raise TypeError(
+                "use() takes a list with one plan (or None) a row, in the order of the rows, got "
+                f"{type(plans).__name__}; give [plans[name] for name in ...]"
             )
         single = plans is None or isinstance(plans, Plan)
         if not single and not isinstance(plans, Iterable):
@@ -116,9 +122,12 @@ class Handle:
             if plan is None:
                 continue
             if not isinstance(plan, Plan):
-                raise TypeError(f"use() takes plans (or None), got {type(plan).__name__}")
+                raise TypeError(
+                    f"use() takes plans (or None), got {type(plan).__name__}; a plan is made by steer(vector, coefficient, "
+                    "layers=[...])"
+                )
             self.table.check(plan)
-            self._warn_of_other_model(plan)
+            self._cautions.of_model(plan)
         return single, wanted
 
     def generating(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Loop:
@@ -137,12 +146,14 @@ class Handle:
         row_slot, row_gain = now.rows.slot[:rows], now.rows.gain[:rows]
         slots = Counter(torch.where(row_gain != 0, row_slot, UNSTEERED).tolist())
         lines = []
-        served = {entry.plan.digest: entry for entry in now.served() if entry is not None}
-        for digest, entry in served.items():
+        served = {entry.key: entry for entry in now.served() if entry is not None}
+        for entry in served.values():
             for slot, phase in zip(entry.slots, entry.phases, strict=True):
                 for site in sorted(phase.sites) if slots[slot] else ():
                     lines.append(
-                        SteeredRows(site_name(site), slot, digest, phase.name, slots[slot])
+                        SteeredRows(
+                            site_name(site), slot, entry.plan.digest, phase.name, slots[slot]
+                        )
                     )
         steered = sum(number for slot, number in slots.items() if slot != UNSTEERED)
         return Report(rows, steered, tuple(lines))
@@ -166,14 +177,3 @@ class Handle:
 
     def __exit__(self, *error: Any) -> None:
         self.detach()
-
-    def _warn_of_other_model(self, plan: Plan) -> None:
-        here = PurePath(self._shared.model_name).name
-        for term in plan.terms:
-            there = PurePath(str(term.vector.provenance.get("model", ""))).name
-            if here and there and here != there:
-                warnings.warn(
-                    f"vector {term.vector.name!r} was extracted from {there!r}, but this model is {here!r}; "
-                    "a direction rarely means the same in another model",
-                    stacklevel=4,
-                )

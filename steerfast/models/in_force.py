@@ -34,9 +34,10 @@ class PlansInForce(Scope):
         """What forwards are steered by."""
         return self._of(self.lease.entries)
 
-    def begin_reading(self) -> InUse:
-        """The same, for a forward that begins; ``lease.end_reading`` when it has ended."""
-        return self._of(self.lease.begin_reading())
+    def begin_reading(self) -> InUse | None:
+        """The same, for a forward that begins; ``lease.end_reading`` when it has ended. None where this is over."""
+        entries = self.lease.begin_reading()
+        return None if entries is None else self._of(entries)
 
     def _of(self, entries: tuple[Entry | None, ...]) -> InUse:
         """Made once for the same entries, since routes are made anew for another."""

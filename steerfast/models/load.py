@@ -37,14 +37,22 @@ def load_model(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or _fast_dtype(device)
     path, options, short = _locate(name)
+    if "gguf_file" in options and not Path(path, options["gguf_file"]).is_file():
+        raise SteerfastError(f"cannot load model {name!r}: there is no such file here")
     try:
         with read_once() if "gguf_file" in options else nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
             # GGUF weights are dequantised to float32 whatever is asked for; the cast comes after.
             first = torch.float32 if "gguf_file" in options else dtype
             model = AutoModelForCausalLM.from_pretrained(path, dtype=first, **options)
-    except OSError as error:
-        raise SteerfastError(f"cannot load model {name!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        # What is no folder here is taken for an id of the hub; its error then speaks of the hub alone.
+        absent = (
+            ""
+            if name and Path(path).is_dir()
+            else "there is no folder of that name here, and the hub: "
+        )
+        raise SteerfastError(f"cannot load model {name!r}: {absent}{error}") from error
     if "gguf_file" in options:
         model = _plain_copy(model, short)
     return Loaded(model.to(device=device, dtype=dtype).eval(), tokenizer, short)

@@ -11,6 +11,7 @@ from steerfast.models import scope
 from steerfast.models.attachment import Attachment
 from steerfast.models.generation import Generation
 from steerfast.models.scope import InLoop
+from steerfast.routing.positions import check_mask
 
 
 class Loop(InLoop):
@@ -30,6 +31,8 @@ class Loop(InLoop):
         self._attachment = attachment
         self._mask = mask
         self._batch, width = tokens.shape[:2]
+        if mask is not None:
+            check_mask(mask, self._batch, width)
         self._generation = Generation(tokens, mask, width)
         self.seen = 0
 

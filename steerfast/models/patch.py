@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from steerfast.models.handle import Handle
 from steerfast.models.llama import SteeredLayer, SteeredModel, SteeredNorm
 from steerfast.models.rebind import Rebindings
 from steerfast.ops import backends
+from steerfast.plans.fields import choice, whole
 from steerfast.plans.sites import Site, site_index
 from steerfast.table.table import Table
 
@@ -48,20 +49,37 @@ def attach(
         asks for them, but code that is compiled or captured by then does not look there.
 
     The model then behaves as before (bitwise in the residual stream) until ``handle.use(plan)``.
-    Raises TypeError for something that is no module, SteerfastError for a model that is no Llama, is
+    Raises TypeError for something that is no module, TypeError or ValueError for an argument that is none of these
+    (a site that the model does not have, no slots), SteerfastError for a model that is no Llama, is
     attached already, or has parts that another library replaced. Nothing is changed then.
     """
     decoder, path = find_decoder(model)
     check_decoder(decoder, path)
     check_one_device(decoder, path)
     check_peft(model)
-    sites = frozenset(site_index(site, layer) for site, layer in measured)
+    sites = _sites(measured, len(decoder.layers))
     shared = _attachment(decoder, slots, bank_rows, programs, backend, sites)
     rebindings = shared.rebindings
     _rebind_decoder(decoder, path, shared, rebindings)
     _rebind_generation(model, decoder, shared, rebindings)
     scope.follow_threads()
     return Handle(model, shared)
+
+
+def _sites(measured: Iterable[tuple[Site, int]], layers: int) -> frozenset[int]:
+    """By their numbers. TypeError or ValueError for what is no site of this model."""
+    found = set()
+    for one in measured:
+        if isinstance(one, str) or not isinstance(one, Sequence) or len(one) != 2:
+            raise ValueError(f'measured names sites, as [("resid_post", 12)]; got {one!r}')
+        site, layer = one[0], whole("the layer of a measured site", one[1])
+        choice("site of measured", site, Site)
+        if not 0 <= layer < layers:
+            raise ValueError(
+                f"measured names {site} of layer {layer}, but this model has layers 0..{layers - 1}"
+            )
+        found.add(site_index(site, layer))
+    return frozenset(found)
 
 
 def handle_of(model: nn.Module) -> Handle:

@@ -11,6 +11,7 @@ from steerfast.models import scope
 from steerfast.models.attachment import Attachment
 from steerfast.models.in_force import PlansInForce
 from steerfast.plans.plan import Plan
+from steerfast.table.entry import Entry
 
 Plans = Plan | None | Sequence[Plan | None]
 Checked = tuple[bool, list[Plan | None]]  # one for all rows; the plans
@@ -27,15 +28,17 @@ class Use(PlansInForce):
         self,
         attachment: Attachment,
         check: Callable[[Plans], Checked],
+        warn: Callable[[Sequence[Entry | None]], None],
         plans: Plans,
         lengths: tuple[int, ...] | None,
         prompts: tuple[tuple[int, ...], ...] | None,
     ) -> None:
         single, wanted = check(plans)
         super().__init__(attachment, attachment.table, wanted, single, lengths, prompts)
-        self._attachment, self._check = attachment, check
+        self._attachment, self._check, self._warn = attachment, check, warn
         scope.enter(self)
         try:
+            warn(self.lease.entries)
             attachment.follow()
         except Exception:
             scope.leave(self)
@@ -63,6 +66,7 @@ class Use(PlansInForce):
         self.lease.change(wanted, in_place=self._attachment.here.now is None)
         self._attachment.note_sites(self.in_use.measured)
         self._attachment.follow()
+        self._warn(self.lease.entries)
 
     def close(self) -> None:
         """End it; the plans in force before return. Harmless twice."""

@@ -79,6 +79,49 @@ def explain(parts: Parts) -> None:
                     f"{op}: {name} has strides {written.stride()}; in place it must be rows at one stride, "
                     "contiguous within a row and not overlapping"
                 )
+        refuse_shared_memory(parts)
+
+
+def refuse_shared_memory(parts: Parts) -> None:
+    """ValueError where x and residual of a call in place have an element in common: one result would overwrite
+    the other, or an input that is still to be read."""
+    x, residual = parts.x, parts.residual
+    if x is None or not _overlap(x, residual):
+        return
+    other = "steer_add" if parts.op == "steer_halves_" else parts.op.removesuffix("_")
+    raise ValueError(
+        f"{parts.op}: x and residual share memory, and in place each gets a result of its own; pass "
+        f"x.clone(), or use {other}"
+    )
+
+
+def _overlap(x: Tensor, residual: Tensor) -> bool:
+    """Whether two tensors [..., D] of one shape and dtype have an element in common. What has no memory has none."""
+    begins = x.data_ptr(), residual.data_ptr()
+    if 0 in begins or x.device != residual.device:  # 0: on meta, or while a graph is traced
+        return False
+    ends = [begin + _extent(one) for begin, one in zip(begins, (x, residual), strict=True)]
+    if ends[0] <= begins[1] or ends[1] <= begins[0]:
+        return False
+    # Perhaps only interleaved: row by row, in the order of addresses. Seldom, so it may take its time.
+    rows = [_rows_in_memory(begin, one) for begin, one in zip(begins, (x, residual), strict=True)]
+    width = x.shape[-1] * x.element_size()
+    starts = torch.cat(rows).sort().values
+    return bool((starts[1:] - starts[:-1] < width).any())
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes from the first element to the end of the last."""
+    far = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (far + 1) * tensor.element_size()
+
+
+def _rows_in_memory(begin: int, tensor: Tensor) -> Tensor:
+    """[N] int64: the address of each row."""
+    starts = torch.tensor([begin])
+    for n, stride in zip(tensor.shape[:-1], tensor.stride(), strict=False):
+        starts = (starts[:, None] + torch.arange(n) * (stride * tensor.element_size())).flatten()
+    return starts
 
 
 _Table = tuple[str, Tensor, torch.dtype, tuple[int, ...]]

@@ -41,6 +41,7 @@ def contribution(h: Tensor, record: Tensor, reads: Tensor, bank: Tensor) -> Tens
 
     h: [N, D]. record: [N, 4] int32, each row's record. reads: [P, 16, 12] int32. bank: [V, D] float32.
     Dots, norms and coefficients are float64 and rounded to h's dtype: this is a definition, not a kernel.
+    What a read does not have (a target, a share of h) it does not add, not even 0 times an infinity of the row.
     """
     added = _bank_rows(bank, record[:, 0], h.dtype)
     programs = [_read_of_rows(record, reads, i) for i in range(_used(record, reads))]
@@ -52,8 +53,10 @@ def contribution(h: Tensor, record: Tensor, reads: Tensor, bank: Tensor) -> Tens
     for i, read in enumerate(programs):
         gate = _gate(read, _pick(dots, read.key), norm)
         f, of_h = _coefficients(read, dots[i], _pick(dots, read.partner), norm)
-        added = added + (gate * f).to(h.dtype)[:, None] * _bank_rows(bank, read.target, h.dtype)
-        added = added + (gate * of_h).to(h.dtype)[:, None] * h
+        factor = torch.where(read.target >= 0, gate * f, 0.0).to(h.dtype)[:, None]
+        added = added + factor * _bank_rows(bank, read.target, h.dtype)
+        share = torch.where(of_h != 0, gate * of_h, 0.0).to(h.dtype)[:, None]
+        added = added + torch.where(share != 0, share * h, 0.0)
     return added
 
 
@@ -82,7 +85,7 @@ def _bank_rows(bank: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _dot(exact: Tensor, bank: Tensor, source: Tensor) -> Tensor:
-    return (exact * _bank_rows(bank, source, torch.float64)).sum(-1)
+    return torch.where(source >= 0, (exact * _bank_rows(bank, source, torch.float64)).sum(-1), 0.0)
 
 
 def _pick(dots: Tensor, place: Tensor) -> Tensor:
@@ -105,8 +108,11 @@ def _coefficients(read: _Read, p: Tensor, partner: Tensor, norm: Tensor) -> tupl
     z = p + read.offset
     sign = (p > 0).double() - (p < 0).double()
     is_turn, is_slerp = read.op == _OP["TURN"], read.op == _OP["SLERP"]
-    # Unused branches get harmless inputs, so that their gradients stay finite.
-    radius = torch.hypot(torch.where(is_turn, p, 1.0), torch.where(is_turn, partner, 0.0))
+    # Unused branches get harmless inputs, so that their gradients stay finite. So does a row without a part in the
+    # plane: a length's subgradient at 0 is 0.
+    in_plane = is_turn & ((p != 0) | (partner != 0))
+    radius = torch.hypot(torch.where(in_plane, p, 1.0), torch.where(in_plane, partner, 0.0))
+    radius = torch.where(in_plane, radius, 0.0)
     slerp, of_h = _slerp(read.slope, p, norm, is_slerp)
     f = torch.zeros_like(p)
     for op, value in (

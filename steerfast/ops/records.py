@@ -9,7 +9,7 @@ list of reads of a (site, slot). ``Steering`` is all of it together. Operators o
 from __future__ import annotations
 
 import struct
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -67,7 +67,7 @@ class Read:
 
     def words(self) -> list[int]:
         """The READ_WIDTH int32 words of this read; OverflowError where float32 cannot hold a value."""
-        return list(struct.unpack("=12i", struct.pack("=6i6f", *astuple(self))))
+        return list(struct.unpack("=12i", struct.pack("=6i6f", *vars(self).values())))
 
 
 class Steering(NamedTuple):

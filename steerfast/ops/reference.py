@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from steerfast.ops.arguments import refuse_shared_memory
 from steerfast.ops.contribution import contribution
 from steerfast.ops.forms import NormOrder, Parts, flat
 from steerfast.ops.interface import Ops
@@ -44,7 +45,7 @@ def rms_norm(
 
 def active_rows(steering: Steering) -> Tensor:
     """[N] bool: slot >= 0, gain not 0, and the slot's record names a delta or a program."""
-    record = steering.records[steering.row_slot.clamp(min=0).long()]
+    record = _records_of_rows(steering)
     something = (record[:, 0] >= 0) | (record[:, 3] > 0)
     return (steering.row_slot >= 0) & something & (steering.row_gain != 0)
 
@@ -54,22 +55,47 @@ def steer_rows(h: Tensor, steering: Steering, compute: torch.dtype | None = None
 
     h: [..., D]; its rows, flattened, are the N rows of ``steering``. Returns ``compute`` dtype, by
     default float32, or float64 for a float64 stream.
-    ``preserve`` multiplies by |h|/|y|, ``shrink`` by min(1, |h|/|y|); both by 1 where |y| = 0.
+    ``preserve`` multiplies by |h|/|y|, ``shrink`` by min(1, |h|/|y|); both by 1 where |y| is 0 or not finite. Lengths, their
+    quotient and product are float64, which squares any float32. Gradients are those of the formula, with the subgradient 0 of a
+    length that is 0: a row h = 0 has none through |h|, and y = 0 none through the factor.
     """
     compute = compute or torch.promote_types(h.dtype, torch.float32)
     rows = h.reshape(math.prod(h.shape[:-1]), h.shape[-1]).to(compute)
-    record = steering.records[steering.row_slot.clamp(min=0).long()]
-    finish, active = record[:, 1], active_rows(steering)
-    added = contribution(rows, record, steering.reads, steering.bank)
-    y = rows + steering.row_gain.to(compute)[:, None] * added
-    # The inner where keeps sqrt and division away from rows without a finish, so that gradients stay finite.
-    rescaled = (active & (finish > 0))[:, None]
-    before = torch.where(rescaled, rows, 1.0).pow(2).sum(-1, keepdim=True).sqrt()
-    after = torch.where(rescaled, y, 1.0).pow(2).sum(-1, keepdim=True).sqrt()
-    factor = torch.where(after > 0, before / torch.where(after > 0, after, 1.0), 1.0)
-    factor = torch.where((finish == FINISH_CODES["shrink"])[:, None], factor.clamp(max=1.0), factor)
-    y = torch.where(rescaled, y * factor, y)
+    active = active_rows(steering)
+    # What no row may read (slot -1's record, its gain) stays out of values and gradients.
+    record = torch.where(active[:, None], _records_of_rows(steering), _nothing(steering))
+    gain = torch.where(active, steering.row_gain, 0.0).to(compute)[:, None]
+    y = rows + gain * contribution(rows, record, steering.reads, steering.bank)
+    y = torch.where((record[:, 1] > 0)[:, None], _finished(rows, y, record[:, 1]), y)
     return torch.where(active[:, None], y, rows).reshape(h.shape)
+
+
+def _records_of_rows(steering: Steering) -> Tensor:
+    """[N, 4] int32; of slot 0 where the slot is -1."""
+    return steering.records[steering.row_slot.clamp(min=0).long()]
+
+
+def _nothing(steering: Steering) -> Tensor:
+    """The record of a slot that does nothing: no delta, no finish, no reads."""
+    return torch.tensor([-1, 0, 0, 0], dtype=torch.int32, device=steering.records.device)
+
+
+def _finished(rows: Tensor, y: Tensor, finish: Tensor) -> Tensor:
+    """y times the finish's factor; y itself in rows without a finish. rows, y: [N, D]. finish: [N] codes."""
+    # The inner where keeps norms and division away from rows without a finish, so that gradients stay finite.
+    wanted = (finish > 0)[:, None]
+    before = _length(torch.where(wanted, rows, 1.0))
+    after = _length(torch.where(wanted, y, 1.0))
+    there = (after > 0) & after.isfinite()
+    factor = torch.where(there, before / torch.where(there, after, 1.0), 1.0)
+    factor = torch.where((finish == FINISH_CODES["shrink"])[:, None], factor.clamp(max=1.0), factor)
+    return torch.where(wanted, (y.double() * factor).to(y.dtype), y)
+
+
+def _length(rows: Tensor) -> Tensor:
+    """[N, 1] float64."""
+    length: Tensor = torch.linalg.vector_norm(rows.double(), dim=-1, keepdim=True)
+    return length
 
 
 def steered(stream: Tensor, steering: Steering) -> Tensor:
@@ -92,6 +118,7 @@ def residual_step(parts: Parts) -> tuple[Tensor, Tensor | None]:
 
 def write(parts: Parts) -> None:
     """In place: residual <- stream, x <- normed."""
+    refuse_shared_memory(parts)
     stream, normed = residual_step(parts)
     parts.residual.copy_(stream)
     if parts.x is not None and normed is not None:
@@ -112,7 +139,12 @@ def _active(steering: Steering, stream: Tensor) -> Tensor:
     return active_rows(steering).reshape(*stream.shape[:-1], 1)
 
 
-FLAT = flat(residual_step, write, lambda parts: write_halves(parts, residual_step(parts)[0]))
+def _halves(parts: Parts) -> None:
+    refuse_shared_memory(parts)
+    write_halves(parts, residual_step(parts)[0])
+
+
+FLAT = flat(residual_step, write, _halves)
 _ops = Ops(FLAT)
 add_rms_norm, add_rms_norm_ = _ops.add_rms_norm, _ops.add_rms_norm_
 steer, steer_, steer_halves_ = _ops.steer, _ops.steer_, _ops.steer_halves_

@@ -58,8 +58,8 @@ class Plan:
                 raise TypeError(
                     f"a plan's {name} is a {kind.__name__} or None, got {type(value).__name__}"
                 )
-        keys = () if self.condition is None else tuple(test.key for test in self.condition.tests)
-        sizes = sorted({v.hidden_size for v in (*(term.vector for term in terms), *keys)})
+        object.__setattr__(self, "terms", terms)
+        sizes = sorted({vector.hidden_size for vector in self.vectors})
         if len(sizes) > 1:
             raise ValueError(f"a plan mixes vectors of hidden sizes {sizes}; one model has one")
         object.__setattr__(self, "terms", tuple(sorted(terms, key=lambda term: term.digest)))
@@ -82,6 +82,13 @@ class Plan:
     def hidden_size(self) -> int:
         """D of the model that this plan fits."""
         return self.terms[0].vector.hidden_size
+
+    @property
+    def vectors(self) -> tuple[SteeringVector, ...]:
+        """Every vector of its terms, their gates and its condition; one that stands in several places, several times."""
+        tests = () if self.condition is None else self.condition.tests
+        of_terms = (vector for term in self.terms for vector in term.vectors)
+        return (*of_terms, *(test.key for test in tests))
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -111,12 +111,18 @@ def _bound(value: int | PromptEnd) -> Cut:
 
 def final_token(prompt: Sequence[int], sequence: tuple[int, ...]) -> int:
     """Where the last occurrence of ``sequence`` in a prompt ends; ValueError where there is none."""
-    tokens, length = list(prompt), len(sequence)
-    for end in range(len(tokens), length - 1, -1):
-        if tuple(tokens[end - length : end]) == sequence:
-            return end - 1
+    # As text, backwards: its search takes a time of the order of both lengths, whatever stands in them.
+    letters = {token: chr(1 + number) for number, token in enumerate(dict.fromkeys(sequence))}
+    text, sought = (
+        "".join([letters.get(token, "\0") for token in reversed(each)])
+        for each in (prompt, sequence)
+    )
+    behind = text.find(sought)
+    if behind >= 0:
+        return len(text) - 1 - behind
+    shown = str(list(sequence)) if len(sequence) <= 32 else f"{list(sequence[:32])}..."
     raise ValueError(
-        f"a plan acts after the token sequence {list(sequence)}, which the prompt of {len(tokens)} tokens "
+        f"a plan acts after the token sequence {shown}, which the prompt of {len(text)} tokens "
         "does not contain; tokenize the sequence as it stands inside the prompt"
     )
 

@@ -172,6 +172,11 @@ class Term:
             for t in range(self.select.count)
         )
 
+    @property
+    def vectors(self) -> tuple[SteeringVector, ...]:
+        """The vector, and those that it reads: ``read``, ``second``, the gate's key."""
+        return (self.vector, *self._others())
+
     def _others(self) -> list[SteeringVector]:
         key = None if self.gate is None else self.gate.key
         return [vector for vector in (self.read, self.second, key) if vector is not None]
@@ -229,7 +234,7 @@ class Term:
             raise ValueError(
                 f"scale 'stream' needs the stream norm of layer {source}, which vector "
                 f"{self.vector.name!r} does not carry; add it with "
-                "steerfast.extraction.extract.with_stream_norms(vector, model, tokenizer, texts)"
+                "steerfast.with_stream_norms(vector, model, tokenizer, texts)"
             )
         return self.vector.stream_norms[source]
 
@@ -258,6 +263,6 @@ class Term:
         for layer in self.steered_layers:
             norm = self.stream_norm(layer).hex() if self.scale == "stream" else ""
             content.update(f"|{layer}:{norm}:".encode())
-            for vector in (self.vector, *self._others()):
+            for vector in self.vectors:
                 content.update(vector.at(layer).numpy().tobytes())
         return content.hexdigest()

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from steerfast.errors import SteerfastError
 from steerfast.plans.selectors import final_token
-from steerfast.table.entry import UNSTEERED, Entry
-from steerfast.table.lowering import MAX_SEGMENTS, Origin
+from steerfast.table.entry import Entry
+from steerfast.table.phases import MAX_SEGMENTS, Origin
 
 NEVER = 2**40  # a position that no token reaches
 
@@ -59,12 +59,11 @@ def itinerary(
                 "here; give them: handle.use(plans, prompts=[[ids], ...])"
             )
         places[sequence] = final_token(prompt, sequence)
-    course = [(position, phase) for position, phase in lowered.course(places) if position < NEVER]
+    course = [(position, slot) for position, slot in entry.course(places) if position < NEVER]
     assert len(course) <= MAX_SEGMENTS
-    slots = [UNSTEERED if phase < 0 else entry.slots[phase] for _, phase in course]
+    starts, slots = [position for position, _ in course], [slot for _, slot in course]
     if prompt_length is None and "prompt_end" in lowered.origins and max(slots, default=-1) < 0:
         raise _unknown_end(entry)
-    starts = [position for position, _ in course]
     if plan.schedule is None:
         return Itinerary(tuple(starts), tuple(slots))
     assert prompt_length is not None

@@ -16,12 +16,15 @@ import torch
 
 from steerfast.errors import SteerfastError
 from steerfast.plans.plan import Plan
+from steerfast.plans.selectors import final_token
 from steerfast.routing.itinerary import Itinerary, itinerary
 from steerfast.routing.route import SEATS
 from steerfast.routing.router import NO_SEAT, make_router
 from steerfast.routing.routing import Routing
 from steerfast.routing.verdicts import Verdicts
 from steerfast.table.entry import Entry
+from steerfast.table.lowering import Lowered, lower
+from steerfast.table.phases import Origin
 
 ENGINE = "__warmup_"  # how the names of an engine's own requests begin; they are not steered
 
@@ -35,6 +38,14 @@ class Packed:
     prompt: tuple[int, ...]
     read: int = 0
     forked_from: str | None = None
+
+
+def along(plan: Plan, prompt: Sequence[int]) -> Lowered:
+    """As much of a plan as a request with this prompt needs. ValueError where a sequence is not in it."""
+    lowered = lower(plan)
+    places: dict[Origin, int] = {"start": 0, "prompt_end": len(prompt)}
+    places |= {sequence: final_token(prompt, sequence) for sequence in lowered.sequences}
+    return lowered.along(places)
 
 
 class PackedRequests:
@@ -72,7 +83,8 @@ class PackedRequests:
                 raise ValueError(f"there is a live request {name!r} already; give another name")
             tokens = tuple(int(token) for token in prompt)
             table = self.routing.table
-            entry = None if plan is None else table.acquire(plan)
+            part = None if plan is None else along(plan, tokens)
+            entry = None if plan is None else table.acquire(plan, part)
             try:
                 itinerary(entry, len(tokens), tokens)
             except Exception:
@@ -82,7 +94,7 @@ class PackedRequests:
             family = {name: Packed(entry, tokens)}
             for child in (f"{name}__child#{number}" for number in range(children)):
                 if plan is not None:
-                    table.acquire(plan)
+                    table.acquire(plan, part)
                 family[child] = Packed(entry, tokens, forked_from=name)
             self._live.update(family)
             if entry is not None and entry.plan.condition is not None:

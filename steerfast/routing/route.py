@@ -19,7 +19,7 @@ from steerfast.plans.schedule import MAX_POINTS
 from steerfast.routing.itinerary import NEVER, Itinerary
 from steerfast.routing.router import BASE, GAIN, LINES, NO_SEAT, POSITION, SEAT, SLOT
 from steerfast.table.entry import UNSTEERED
-from steerfast.table.lowering import MAX_SEGMENTS
+from steerfast.table.phases import MAX_SEGMENTS
 
 SEATS = 256  # requests that the tensors have room for at first
 # Rows are grouped into buffers of 2^k, each allocated once: a captured graph keeps reading its own.

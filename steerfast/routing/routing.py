@@ -126,7 +126,7 @@ class Routing:
                 f"a {inputs.mask_kind} attention mask does not tell padding from tokens, and padding is never "
                 "steered; pass a 2-D attention_mask, or none if there is no padding"
             )
-        positions, real = positions_of(mask, seen, length, device)
+        positions, real = positions_of(mask, batch, seen, length, device)
         ids = inputs.position_ids
         if ids is not None and length > 1 and not in_generate and in_use.tells_sequences(batch):
             packed = packed_sequences(ids.to(device), real, batch)
@@ -267,7 +267,7 @@ class Routing:
         self, batch: int, length: int, mask: Tensor | None, seen: int | Tensor, width: int
     ) -> None:
         """Fill the buffers for tokens of the prompt (and perhaps some behind it), by their mask."""
-        positions, real = positions_of(mask, seen, length, self.table.device)
+        positions, real = positions_of(mask, batch, seen, length, self.table.device)
         rows = self.route.look_up(batch, positions, real)
         self._begin()
         self.measuring = self.in_use.conditional

@@ -1,4 +1,4 @@
-"""``generate_batch``: a list of (prompt, plan, sampling) in, completions in the same order out.
+"""``generate_batch``: prompts, or (prompt, plan, sampling), in, completions in the same order out.
 
 Requests run in transformers' continuous batching, which packs prompts and steps of all of them into one forward.
 """
@@ -9,34 +9,34 @@ import copy
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from steerfast.errors import SteerfastError, TableFullError
+from steerfast.io.strict import LARGEST
 from steerfast.models import Handle, attach
-from steerfast.models.tokens import token_ids
-from steerfast.plans.fields import wholes
+from steerfast.models.tokens import Messages, are_many, as_ids, as_prompt, token_ids
 from steerfast.plans.plan import Plan
-from steerfast.plans.selectors import AfterSequence, final_token
+from steerfast.routing.packed import along
 from steerfast.serving.cache_size import Length, sized_config
+from steerfast.serving.sampling import MAX_NEW_TOKENS, checked
 
-_SAMPLING = ("max_new_tokens", "eos_token_id", "do_sample", "temperature", "top_k", "top_p", "seed")
 _PER_REQUEST = ("max_new_tokens", "eos_token_id")
-MAX_NEW_TOKENS = 128  # of a request that does not say
 _WAIT = 1.0  # seconds between looks at an engine that says nothing
 
 
 class Request(NamedTuple):
-    """prompt: text (with a tokenizer) or token ids. plan: what steers it, or None. sampling: max_new_tokens,
+    """prompt: text or chat messages (with a tokenizer), or token ids. plan: what steers it, or None. sampling: max_new_tokens,
     eos_token_id, do_sample, temperature, top_k, top_p, seed; as ``generate`` takes them, by default greedy and at most
     128 tokens."""
 
-    prompt: str | Sequence[int]
+    prompt: str | Messages | Sequence[int]
     plan: Plan | None = None
     sampling: Mapping[str, Any] = {}
 
 
 class Completion(NamedTuple):
-    """tokens: what was generated, without the prompt. text: decoded, where there is a tokenizer."""
+    """tokens: what was generated, without the prompt. text: decoded, where there is a tokenizer that does."""
 
     tokens: list[int]
     text: str | None
@@ -44,7 +44,7 @@ class Completion(NamedTuple):
 
 def generate_batch(
     model: Any,
-    requests: Iterable[Request | tuple[Any, ...]],
+    requests: Iterable[Request | tuple[Any, ...] | str | Messages | Sequence[int]],
     *,
     tokenizer: Any = None,
     progress: bool = True,
@@ -52,28 +52,31 @@ def generate_batch(
 ) -> list[Completion]:
     """Answer many requests, each steered by a plan of its own, in continuous batching.
 
-    model: a Handle, or a model of transformers (attached for the call if it is not). requests: ``Request``s, or tuples
-    (prompt, plan, sampling), of which the last two may be left out. progress: a bar on stderr. Returns one Completion
+    model: a Handle, or a model of transformers (attached for the call if it is not). requests: ``Request``s, tuples
+    (prompt, plan, sampling), of which the last two may be left out, or prompts alone: text, a list of chat messages (which
+    go through the tokenizer's template), a list of token ids. progress: a bar on stderr. Returns one Completion
     per request, in order.
 
     config: a ContinuousBatchingConfig, used as it is. By default the KV cache is sized by the requests: room for as many
     of the longest as 16,384 tokens hold (131,072 on a GPU), for one at least, and for no more than half of the free
     memory holds; the others wait.
 
-    More plans than the table has room for wait their turn. Raises ValueError for a bad request, with its number,
-    before anything runs; SteerfastError if the engine fails one.
+    More plans than the table has room for wait their turn. Raises TypeError or ValueError for a bad request, and
+    TableFullError for a plan that the table has no room for at all, with the request's number and before anything
+    runs; SteerfastError if the engine fails one.
     """
-    asked = [one if isinstance(one, Request) else Request(*one) for one in requests]
+    asked = _requests(requests)
     if not asked:
         return []
     with ExitStack() as stack:
         handle = model if isinstance(model, Handle) else stack.enter_context(attach(model))
-        vocabulary = int(handle.model.get_input_embeddings().num_embeddings)
         prompts = [
-            _token_ids(one, number, tokenizer, vocabulary) for number, one in enumerate(asked)
+            _token_ids(one, number, tokenizer, handle.model) for number, one in enumerate(asked)
         ]
-        for number, one in enumerate(asked):
-            _check(one, number, handle, prompts[number])
+        fits: set[str] = set()  # what was looked at already, as many requests share a plan
+        asked = [
+            _checked(one, number, handle, prompts[number], fits) for number, one in enumerate(asked)
+        ]
         groups: dict[tuple[Any, ...], list[int]] = {}
         for number, one in enumerate(asked):
             groups.setdefault(_shared_sampling(one), []).append(number)
@@ -81,10 +84,37 @@ def generate_batch(
         outputs: dict[int, list[int]] = {}
         for shared, numbers in groups.items():
             outputs.update(_run(handle, dict(shared), numbers, asked, prompts, config, bar))
-    return [
-        Completion(outputs[n], None if tokenizer is None else tokenizer.decode(outputs[n]))
-        for n in range(len(asked))
-    ]
+    decode = getattr(tokenizer, "decode", lambda tokens: None)
+    return [Completion(outputs[n], decode(outputs[n])) for n in range(len(asked))]
+
+
+def _requests(given: Iterable[Any]) -> list[Request]:
+    """Whatever was asked as requests. TypeError for one where many are wanted, and for what is no request."""
+    if isinstance(given, Request) or not are_many(given):
+        raise TypeError(
+            f"generate_batch takes an iterable of requests, got {type(given).__name__}; one request is [request]"
+        )
+    asked = []
+    for number, one in enumerate(given):
+        if isinstance(one, Mapping):
+            raise TypeError(
+                f"request {number} is {type(one).__name__} {str(one)[:60]!r}; one request of messages is a list of them, "
+                "anything else is Request(prompt, plan, sampling)"
+            )
+        # A tuple of numbers is a prompt too: no prompt is a number.
+        if not isinstance(one, tuple) or isinstance(next(iter(one), None), Integral):
+            one = Request(one)
+        if not 1 <= len(one) <= len(Request._fields):
+            raise TypeError(
+                f"request {number} is a tuple of {len(one)}; wanted (prompt, plan, sampling)"
+            )
+        made = Request(*one)
+        if not isinstance(made.sampling, Mapping):
+            raise TypeError(
+                f"the sampling of request {number} is a {type(made.sampling).__name__}; wanted a dict"
+            )
+        asked.append(made)
+    return asked
 
 
 def _run(
@@ -171,50 +201,52 @@ def _most_new(request: Request) -> int:
     return MAX_NEW_TOKENS if given is None else given
 
 
-def _token_ids(request: Request, number: int, tokenizer: Any, vocabulary: int) -> list[int]:
-    prompt = request.prompt
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise ValueError(f"request {number} is text; give tokenizer=, or token ids")
-        prompt = token_ids(tokenizer, prompt)
+def _token_ids(request: Request, number: int, tokenizer: Any, model: Any) -> list[int]:
+    prompt: Any = request.prompt
+    written = isinstance(prompt, str) or (
+        isinstance(prompt, (list, tuple)) and any(isinstance(one, Mapping) for one in prompt)
+    )
+    if written and tokenizer is None:
+        kind = "text" if isinstance(prompt, str) else "messages"
+        raise ValueError(f"request {number} is {kind}; give tokenizer=, or token ids")
+    if written:
+        try:
+            prompt = token_ids(tokenizer, as_prompt(prompt, "the prompt"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"request {number}: {error}") from error
     try:
-        ids = list(wholes(f"a token id of request {number}", prompt))
+        ids = as_ids(prompt, f"request {number}", model)
     except TypeError as error:
         raise ValueError(str(error)) from error
     if not ids:
         raise ValueError(f"request {number} has an empty prompt")
-    if min(ids) < 0 or max(ids) >= vocabulary:
-        raise ValueError(
-            f"request {number} has token ids {min(ids)} to {max(ids)}; this model knows 0 to {vocabulary - 1}"
-        )
     return ids
 
 
-def _check(request: Request, number: int, handle: Handle, ids: list[int]) -> None:
-    unknown = sorted(set(request.sampling) - set(_SAMPLING))
-    if unknown:
-        raise ValueError(
-            f"request {number} asks for {', '.join(unknown)}; known: {', '.join(_SAMPLING)}"
-        )
-    given = request.sampling.get("max_new_tokens")
-    if given is not None and (not isinstance(given, int) or given < 1):
-        raise ValueError(
-            f"request {number} has max_new_tokens {given!r}; give a whole number from 1"
-        )
-    if request.plan is None:
-        return
-    if not isinstance(request.plan, Plan):
+def _checked(
+    request: Request, number: int, handle: Handle, ids: list[int], fits: set[str]
+) -> Request:
+    """The request, its sampling as plain values. TypeError or ValueError, with its number, for what cannot run;
+    TableFullError for a plan that this table never has room for."""
+    positions = getattr(handle.model.config.get_text_config(), "max_position_embeddings", None)
+    most_new = LARGEST if positions is None else max(0, positions - len(ids))
+    plan = request.plan
+    if plan is not None and not isinstance(plan, Plan):
         raise TypeError(
-            f"the plan of request {number} is a {type(request.plan).__name__}; wanted a Plan or None "
+            f"the plan of request {number} is a {type(plan).__name__}; wanted a Plan or None "
             "(steerfast.load_plan reads one from a file)"
         )
+    vocabulary = getattr(handle.model.get_input_embeddings(), "num_embeddings", LARGEST)
+    sampling = checked(request.sampling, f"request {number}", most_new, vocabulary)
     try:
-        handle.table.check(request.plan)
-        for term in request.plan.terms:
-            if isinstance(term.select, AfterSequence):
-                final_token(ids, term.select.tokens)
-    except ValueError as error:
-        raise ValueError(f"request {number}: {error}") from error
+        if plan is not None:
+            part = along(plan, ids)
+            if part.key(plan) not in fits:
+                handle.table.check_room(plan, part)
+                fits.add(part.key(plan))
+    except (ValueError, TableFullError) as error:
+        raise type(error)(f"request {number}: {error}") from error
+    return request._replace(sampling=sampling)
 
 
 def _shared_sampling(request: Request) -> tuple[Any, ...]:

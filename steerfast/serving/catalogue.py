@@ -84,7 +84,7 @@ class Catalogue:
                 self.version += 1
                 return
             path = self.folder / f"{name}{_SUFFIX[key[0]]}"
-            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
             try:
                 if isinstance(item, Plan):
                     save_plan(item, temporary)

@@ -1,89 +1,15 @@
-"""Dose: how much a plan adds at each site, in units of the stream's typical norm there.
-
-    dose(site) = max over phases of ( |delta| + what its reading terms add, at most ) / s  *  max |gain|
-
-with s the median stream norm of the site's layer, from the plan's own vectors. A plan that adds more than the stream holds
-drowns it: the model still answers, fluently or not, but hardly because of its prompt.
-"""
+"""The dose that a server's guard looks at: the greatest of any site (``steerfast.table.dose`` says what a dose is)."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from steerfast.plans.plan import Plan
-from steerfast.plans.sites import site_index, site_name
-from steerfast.plans.term import Term
-from steerfast.table.lowering import Lowered, scaled
+from steerfast.plans.sites import site_name
+from steerfast.table.dose import doses
+from steerfast.table.lowering import Lowered
 
 
 def dose(plan: Plan, lowered: Lowered) -> tuple[float, str]:
-    """(the greatest dose, at which site). Sites whose stream norm no vector of the plan carries are left out; (0, "") if
-    that is all of them. Ablations, reflections and rotations do not count: they move h by no more than its own size."""
-    norms = _stream_norms(plan)
-    gain = (
-        max((abs(gain) for _, gain in plan.schedule.points), default=1.0) if plan.schedule else 1.0
-    )
-    worst = (0.0, "")
-    reading: dict[int, float] = {}
-    for phase in lowered.phases:
-        for site, steering in phase.sites.items():
-            norm = norms.get(_layer(site))
-            if norm is None:
-                continue
-            if site not in reading:
-                reading[site] = _reading(plan, site, norm)
-            added = reading[site]
-            if steering.delta is not None:
-                added += float(torch.linalg.vector_norm(steering.delta.double())) / norm
-            worst = max(worst, (added * gain, site_name(site)))
-    return worst
-
-
-def _layer(site: int) -> int:
-    """The layer whose output the site's stream resembles; ``resid_pre`` of layer 0 has none: -1."""
-    return (site - 1) // 2 if site else -1
-
-
-def _stream_norms(plan: Plan) -> dict[int, float]:
-    found: dict[int, float] = {}
-    for term in plan.terms:
-        found |= term.vector.stream_norms
-    return found
-
-
-def _reading(plan: Plan, site: int, norm: float) -> float:
-    """What terms that read may add there to a stream of the typical norm, at most; phases aside."""
-    return sum(
-        _share(plan, term, layer, norm)
-        for term in plan.terms
-        for layer in term.steered_layers
-        if site_index(term.site, layer) == site
-    )
-
-
-def _share(plan: Plan, term: Term, layer: int, norm: float) -> float:
-    written = _length(term.vector.at(layer))
-    if term.operator == "add":  # without a gate it is part of the delta
-        direction = scaled(plan.terms, term, layer)
-        return 0.0 if term.gate is None else abs(term.coefficient) * _length(direction) / norm
-    if term.operator == "add_relative":
-        return abs(term.coefficient)
-    if term.operator == "signed":
-        return abs(term.coefficient) / norm
-    if term.operator in ("clamp", "floor", "ceiling"):
-        return abs(term.target or 0.0) / norm
-    if term.operator in ("map", "feature_clamp"):
-        assert term.read is not None
-        read = _length(term.read.at(layer)) * norm + abs(term.bias)
-        times = (
-            abs(term.coefficient) * read
-            if term.operator == "map"
-            else abs(term.target or 0.0) + read
-        )
-        return times * written / norm
-    return 0.0
-
-
-def _length(direction: Tensor) -> float:
-    return float(torch.linalg.vector_norm(direction.double()))
+    """(the greatest dose of any phase, at which site). (0, "") where no vector carries the norms to tell."""
+    phases = doses(plan, lowered.phases)
+    every = ((dose, site_name(site)) for phase in phases for site, dose in phase.items())
+    return max(every, default=(0.0, ""))

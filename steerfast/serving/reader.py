@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from steerfast.errors import PlanTooLargeError
@@ -24,7 +25,8 @@ from steerfast.plans.vector import SteeringVector
 from steerfast.serving.catalogue import Catalogue
 from steerfast.serving.dose import dose
 from steerfast.serving.settings import Settings
-from steerfast.serving.wire import Prepared, prepare
+from steerfast.serving.wire import Prepared, cost, prepare
+from steerfast.table.lowering import Lowered
 from steerfast.table.packing import Cost
 
 logger = logging.getLogger("steerfast")
@@ -116,16 +118,20 @@ class PlanReader:
         if not text.lstrip().startswith("{"):
             return self.catalogue.plan(text.strip())
         with _reading("plan"):
+            data = parse(text, "a plan")
+            if isinstance(data, dict) and isinstance(data.get("terms"), list):
+                self._check_count(len(data["terms"]))  # before any of them is made
             if not self.settings.inline:
-                _refuse_inline(parse(text, "a plan"))
+                _refuse_inline(data)
             return plan_from_json(text, self.catalogue.vector)
 
+    def _check_count(self, terms: int) -> None:
+        most = self.settings.max_terms
+        if terms > most:
+            raise ValueError(f"terms: the plan has {terms}; this server takes up to {most}")
+
     def _checked(self, plan: Plan) -> Prepared | None:
-        settings = self.settings
-        if len(plan.terms) > settings.max_terms:
-            raise ValueError(
-                f"terms: the plan has {len(plan.terms)}; this server takes up to {settings.max_terms}"
-            )
+        self._check_count(len(plan.terms))
         names = ", ".join(sorted({term.vector.name for term in plan.terms}))
         if plan.hidden_size != self.hidden_size:
             raise ValueError(
@@ -141,26 +147,28 @@ class PlanReader:
                 "condition: this engine cannot decide conditions; leave it out, or use a gate on the terms"
             )
         with _reading("plan"):
-            prepared = prepare(plan, Cost(settings.slots, settings.rows, settings.programs))
-        if prepared is None:
-            return None
-        self._guard(prepared)
-        return prepared
+            return prepare(plan, partial(self._cost, plan))
 
-    def _guard(self, prepared: Prepared) -> None:
-        amount, site = dose(prepared.plan, prepared.lowered)
-        if not math.isfinite(amount) or amount > self.settings.dose_refuse:
+    def _cost(self, plan: Plan, part: Lowered) -> Cost:
+        """What a part of a plan takes. ValueError for one that there is no room for, or that adds too much."""
+        settings = self.settings
+        with _reading("plan"):
+            room = Cost(settings.slots, settings.rows, settings.programs)
+            found = cost(plan, part, room)
+        amount, site = dose(plan, part)
+        if not math.isfinite(amount) or amount > settings.dose_refuse:
             raise ValueError(
                 f"coefficient: the plan adds {amount:.3g} times the stream's typical norm at {site}; this server "
-                f"takes up to {self.settings.dose_refuse:g} (STEERFAST_DOSE_REFUSE)"
+                f"takes up to {settings.dose_refuse:g} (STEERFAST_DOSE_REFUSE)"
             )
-        if amount > self.settings.dose_warn:
+        if amount > settings.dose_warn:
             logger.warning(
                 "plan %s adds %.3g times the stream's typical norm at %s",
-                prepared.plan.digest[:8],
+                plan.digest[:8],
                 amount,
                 site,
             )
+        return found
 
 
 class _Refusal(NamedTuple):
@@ -169,8 +177,9 @@ class _Refusal(NamedTuple):
 
 def _size(text: str, found: Prepared | _Refusal | None) -> int:
     """Bytes that remembering takes, about."""
-    said = "" if found is None else found.reason if isinstance(found, _Refusal) else 2 * found.text
-    return 256 + len(text) + len(said)
+    if isinstance(found, _Refusal):
+        return 256 + len(text) + len(found.reason)
+    return 256 + len(text) + (0 if found is None else found.size)
 
 
 def read_vector(text: str | bytes, name: str) -> SteeringVector:

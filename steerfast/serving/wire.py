@@ -3,9 +3,11 @@
 The front end has done all that can fail; what arrives is plain data: the plan by value, what it costs, and
 which phase holds from which position of *this* request on.
 
-    digest      of the plan: equal plans share slots
-    plan        its JSON, with only the directions that it uses
-    cost        [slots, bank rows, programs], an upper bound that sharing only lowers
+    digest      of the plan
+    share       the digest, and what part of the plan the request needs: those who need the same share its slots
+    plan        its JSON, with vectors by name
+    vectors     theirs, by name, each once and with only the directions that the plan uses
+    cost        [slots, bank rows, programs] of that part, an upper bound that sharing only lowers
     course      [[first position, phase], ...], -1: not steered
     prompt      P, the prompt's length
     moves       whether a row's steering depends on more than its phase: 0 no · 1 on t - P (a schedule) · 2 on P
@@ -15,70 +17,115 @@ which phase holds from which position of *this* request on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-from steerfast.io.plans import plan_to_json
+from steerfast.io.plans import plan_from_json, plan_to_json
+from steerfast.io.vectors import vector_from_json, vector_to_json
 from steerfast.plans.plan import Plan
 from steerfast.plans.selectors import final_token
 from steerfast.plans.term import Term
 from steerfast.plans.vector import SteeringVector
 from steerfast.routing.itinerary import NEVER
-from steerfast.table.lowering import Lowered, Origin, lower
+from steerfast.table.lowering import Lowered, lower
 from steerfast.table.packing import Cost, pack
+from steerfast.table.phases import Origin
 
 FIELD = "steerfast"  # of a request's extra arguments
 WIRE = "steerfast.wire"  # what the front end puts in its place
 STILL, WITH_PROMPT_END, WITH_PROMPT = range(3)
+_PARTS = 64  # of one plan whose costs are known
 
 
-class Prepared(NamedTuple):
-    """A plan, checked and lowered once, for any number of requests."""
-
-    plan: Plan
-    lowered: Lowered
-    cost: Cost
-    text: str
+Check = Callable[
+    [Lowered], Cost
+]  # what a part of a plan takes; ValueError for one that is not let in
 
 
-def prepare(plan: Plan, room: Cost | None = None) -> Prepared | None:
+class Prepared:
+    """A plan, checked once, for any number of requests. cost: of all of it; None where it depends on the prompt.
+
+    What is lowered on the way is not kept: a plan's numbers take many times the memory of its text.
+    """
+
+    def __init__(self, plan: Plan, lowered: Lowered, check: Check) -> None:
+        self.plan, self.lowered, self._check = plan, lowered, check
+        self._costs: OrderedDict[str, Cost | ValueError] = OrderedDict()
+        self.cost = None if lowered.by_course else self.cost_of(lowered)
+        self.text, self.vectors = _apart(plan)
+
+    def cost_of(self, part: Lowered) -> Cost:
+        """What a part of the plan takes, or the ValueError that it is refused with; looked at once."""
+        key = part.key(self.plan)
+        found = self._costs.get(key)
+        if found is None:
+            try:
+                found = self._check(part)
+            except ValueError as error:
+                found = ValueError(str(error))
+            finally:
+                part.forget()
+            self._costs[key] = found
+            while len(self._costs) > _PARTS:
+                self._costs.popitem(last=False)
+        if isinstance(found, ValueError):
+            raise ValueError(str(found))
+        return found
+
+    @property
+    def size(self) -> int:
+        """Bytes that keeping it takes, about."""
+        return 2 * len(self.text) + 2 * len(self.vectors) + 500 * len(self.lowered.phase_of)
+
+
+def prepare(plan: Plan, check: Check | None = None) -> Prepared | None:
     """A plan ready for requests; None where nothing of it ever acts.
 
-    room: what the engine has in all. ValueError for a plan that cannot be lowered, or needs more.
+    check: what an engine has room for and lets in. ValueError for a plan that cannot be lowered, or fails it; of a plan
+    of many phases that is known with a request's prompt (``to_wire``).
     """
-    lowered = lower(plan, None if room is None else room.slots)
-    packed = pack(plan, lowered.phases, room)
-    if not any(phase.sites for phase in lowered.phases):
+    lowered = lower(plan)
+    if not any(map(lowered.acts, range(len(lowered.division.acting)))):
         return None
-    cost = Cost(packed.slots, len(set(packed.directions)), len(set(packed.programs)))
-    return Prepared(plan, lowered, cost, plan_to_json(_slim(plan)))
+    return Prepared(plan, lowered, check or (lambda part: cost(plan, part)))
+
+
+def cost(plan: Plan, part: Lowered, room: Cost | None = None) -> Cost:
+    """What a part of a plan takes of a table; PlanTooLargeError where that is more than there is."""
+    packed = pack(plan, part.phases, room)
+    return Cost(packed.slots, len(packed.directions), len(packed.programs))
 
 
 def to_wire(prepared: Prepared, length: int, prompt: Sequence[int] | None) -> dict[str, Any]:
     """The wire form for a request with a prompt of ``length`` tokens.
 
-    ValueError where the plan acts after a sequence that the prompt does not contain, or whose tokens are not known.
+    ValueError where the plan acts after a sequence that the prompt does not contain, or whose tokens are not known, or
+    what this prompt needs of it is not let in.
     """
+    plan, lowered = prepared.plan, prepared.lowered
     places: dict[Origin, int] = {"start": 0, "prompt_end": length}
-    for sequence in prepared.lowered.sequences:
+    for sequence in lowered.sequences:
         if prompt is None:
             raise ValueError(
                 "the plan acts after a token sequence, but this prompt comes as embeddings, without tokens"
             )
         places[sequence] = final_token(prompt, sequence)
-    acts = [bool(phase.sites) for phase in prepared.lowered.phases]
+    part = lowered.along(places)
     course = [
-        [at, phase if phase >= 0 and acts[phase] else -1]
-        for at, phase in prepared.lowered.course(places)
+        [at, phase if lowered.acts(phase) else -1]
+        for at, phase in lowered.course(places)
         if at < NEVER
     ]
-    plan = prepared.plan
     moves = WITH_PROMPT_END if plan.schedule else STILL
     return {
         "digest": plan.digest,
+        "share": part.key(plan),
         "plan": prepared.text,
-        "cost": list(prepared.cost),
+        "vectors": prepared.vectors,
+        "cost": list(prepared.cost_of(part)),
         "course": course,
         "prompt": length,
         "moves": WITH_PROMPT if plan.condition else moves,
@@ -105,25 +152,54 @@ def block_key(wire: dict[str, Any], start: int, stop: int) -> str | None:
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def _slim(plan: Plan) -> Plan:
-    """The same plan with the directions and norms that it uses; its digest stays."""
+def from_wire(wire: Mapping[str, Any]) -> Plan:
+    """The plan that was put on the wire."""
+    vectors = {name: vector_from_json(one) for name, one in json.loads(wire["vectors"]).items()}
+    return plan_from_json(wire["plan"], vectors)
 
-    def slim(vector: SteeringVector, layers: Sequence[int], norms: bool = False) -> SteeringVector:
-        kept = {layer: vector.directions[layer] for layer in layers}
-        return SteeringVector(vector.name, kept, vector.stream_norms if norms else {})
+
+def _apart(plan: Plan) -> tuple[str, str]:
+    """(a plan's JSON with vectors by name, JSON of these): each vector once, however many terms name it, with the
+    directions and norms that they use. The plan's digest stays."""
+    conditions = () if plan.condition is None else plan.condition.tests
+    uses = [use for term in plan.terms for use in _uses(term)]
+    uses += [(test.key, (test.layer,), False) for test in conditions]
+    layers: dict[int, set[int]] = {}
+    norms: set[int] = set()
+    for vector, its_layers, needs_norms in uses:
+        layers.setdefault(id(vector), set()).update(its_layers)
+        norms |= {id(vector)} if needs_norms else set()
+    known = {id(vector): vector for vector, _, _ in uses}
+    slim = {
+        key: SteeringVector(
+            str(number),
+            {layer: known[key].directions[layer] for layer in sorted(layers[key])},
+            known[key].stream_norms if key in norms else {},
+        )
+        for number, key in enumerate(layers)
+    }
 
     def term(one: Term) -> Term:
-        layers = one.steered_layers
         return replace(
             one,
-            vector=slim(one.vector, layers, one.scale == "stream"),
-            read=one.read and slim(one.read, layers),
-            second=one.second and slim(one.second, layers),
-            gate=one.gate and replace(one.gate, key=slim(one.gate.key, layers)),
+            vector=slim[id(one.vector)],
+            read=one.read and slim[id(one.read)],
+            second=one.second and slim[id(one.second)],
+            gate=one.gate and replace(one.gate, key=slim[id(one.gate.key)]),
         )
 
     condition = plan.condition
     if condition is not None:
-        tests = tuple(replace(test, key=slim(test.key, [test.layer])) for test in condition.tests)
+        tests = tuple(replace(test, key=slim[id(test.key)]) for test in condition.tests)
         condition = replace(condition, tests=tests)
-    return replace(plan, terms=tuple(term(one) for one in plan.terms), condition=condition)
+    small = replace(plan, terms=tuple(term(one) for one in plan.terms), condition=condition)
+    vectors = {one.name: vector_to_json(one) for one in slim.values()}
+    return plan_to_json(small, inline=False), json.dumps(vectors)
+
+
+def _uses(term: Term) -> Iterator[tuple[SteeringVector, tuple[int, ...], bool]]:
+    """(vector, layers of it, whether its norms count), for each that a term has."""
+    yield term.vector, term.steered_layers, term.scale == "stream"
+    for other in (term.read, term.second, None if term.gate is None else term.gate.key):
+        if other is not None:
+            yield other, term.steered_layers, False

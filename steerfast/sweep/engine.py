@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steerfast.models.evaluating import evaluating
+from steerfast.models.tokens import are_many, as_ids
 from steerfast.plans.plan import Plan
 from steerfast.sweep.forked import ForkedPass, Readout
 
@@ -41,8 +42,11 @@ def sweep(
     batch_tokens: rows x tokens at once; default from the memory there is. done: told how many more
     (plan, prompt) have been read. forking=False is for measurements.
 
-    Raises as ``ForkedPass`` does, and ValueError for an empty prompt.
+    Raises as ``ForkedPass`` does, and TypeError or ValueError for a prompt that is empty, or no ids of this model.
     """
+    if not are_many(prompts):
+        raise TypeError(f"a sweep takes a list of prompts, got {type(prompts).__name__}")
+    prompts = [as_ids(prompt, f"prompt {at}", model) for at, prompt in enumerate(prompts)]
     empty = [number for number, prompt in enumerate(prompts) if not len(prompt)]
     if empty:
         raise ValueError(f"prompt {empty[0]} has no tokens; every prompt needs at least one")

@@ -27,10 +27,11 @@ class Lease:
         self._readers = 0  # forwards in progress
         self._replaced: list[Entry | None] = []  # which those may read still
 
-    def hold(self) -> None:
-        """One more holds it; each gives it back."""
+    def hold(self) -> bool:
+        """One more holds it, and gives it back; False where the last one has."""
         with self._table.lock:
-            self._holders += 1
+            self._holders += self._holders > 0
+            return self._holders > 0
 
     def give_back(self) -> None:
         """The last one releases the entries."""
@@ -39,10 +40,11 @@ class Lease:
             if self._holders == 0:
                 _release(self._table, self.entries)
 
-    def begin_reading(self) -> tuple[Entry | None, ...]:
-        """A forward begins; until it ends, nothing that these entries stand for is rewritten."""
+    def begin_reading(self) -> tuple[Entry | None, ...] | None:
+        """A forward begins; until it ends, nothing that these entries stand for is rewritten. None where nobody holds them."""
         with self._table.lock:
-            self._holders += 1
+            if not self.hold():
+                return None
             self._readers += 1
             return self.entries
 
@@ -71,7 +73,9 @@ class Lease:
             return
         with self._table.lock:
             before, self.entries = self.entries, entries
-            if self._readers:
+            if self._holders == 0:  # given back meanwhile
+                _release(self._table, entries)
+            elif self._readers:
                 self._replaced += before
             else:
                 _release(self._table, before)
@@ -80,8 +84,8 @@ class Lease:
         with self._table.lock:
             self._table.lock.wait_for(lambda: self._readers == 0)
             before = self.entries[0]
-            assert before is not None
-            self.entries = (self._table.exchange(before, plan),)
+            if self._holders > 0 and before is not None:
+                self.entries = (self._table.exchange(before, plan),)
 
 
 def _acquire(table: Table, plans: Sequence[Plan | None]) -> tuple[Entry | None, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,12 +90,20 @@ class Cost(NamedTuple):
     programs: int
 
 
-def pack(plan: Plan, phases: Iterable[Phase], room: Cost | None = None) -> Packed:
+def pack(plan: Plan, phases: Sequence[Phase], room: Cost | None = None) -> Packed:
     """The needs of a lowered plan.
 
-    room: what there is in all. A plan that needs more is a ValueError as soon as that is seen, so that refusing it
-    takes no longer than filling the table would.
+    room: what there is in all. A plan that needs more is a PlanTooLargeError: of slots before anything is computed, as
+    terms after several sequences, whose order is not known, act in every combination of them; of the rest as soon as
+    that is seen, so that refusing it takes no longer than filling the table would.
     """
+    slots = sum(bool(phase.sites) for phase in phases)
+    if room is not None and slots > room.slots:
+        raise PlanTooLargeError(
+            "slots",
+            f"the plan needs {slots} slots, one for each combination of its selectors, and there are {room.slots} in all: "
+            "use fewer ranges, or fewer sequences to act after",
+        )
     tests = () if plan.condition is None else plan.condition.tests
     keys = tuple(_unit_key(test) for test in tests)
     rows, programs = {key.key for key in keys}, set()
@@ -130,10 +138,10 @@ def _check(rows: set[bytes], programs: set[bytes], room: Cost | None) -> None:
 
 
 def _site(steering: SiteSteering) -> PackedSite:
-    reads = (
-        PackedRead(read, _direction(source), _direction(target))
-        for read, source, target in steering.reads
-    )
+    reads = []
+    for read, source, target in steering.reads:
+        reading = _direction(source)  # what is read is what is written, often
+        reads.append(PackedRead(read, reading, reading if target is source else _direction(target)))
     return PackedSite(steering.finish, _direction(steering.delta), tuple(reads))
 
 

@@ -69,7 +69,7 @@ def _group(term: Term, layer: int) -> tuple[object, ...]:
         return ("ablate", term.coefficient, gate)
     if term.operator in ("add", "add_relative"):
         return (term.operator, gate)
-    return (term.digest, layer)
+    return (id(term), layer)
 
 
 def _gate_key(gate: Gate, layer: int) -> tuple[object, ...]:
@@ -144,7 +144,8 @@ class _Program:
     def add(self, read: Read, gate: Read, source: Tensor | None, target: Tensor) -> None:
         gated = replace(read, gate=gate.gate, key=gate.key, bias=gate.bias)
         rounded = None if source is None else self._rounded(source)
-        self._acting.append(LoweredRead(gated, rounded, self._rounded(target)))
+        written = rounded if rounded is not None and target is source else self._rounded(target)
+        self._acting.append(LoweredRead(gated, rounded, written))
 
     def pair(self, reads: Sequence[Read], gate: Read, plane: tuple[Tensor, Tensor]) -> None:
         """Two reads that are each other's partner; places are shifted behind the keys at the end."""

@@ -23,10 +23,11 @@ from steerfast.errors import TableFullError
 from steerfast.ops.records import MAX_READS, READ_WIDTH, RECORD_WIDTH, Op, Read
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_count
-from steerfast.table.entry import UNSTEERED, Entry
+from steerfast.table.entry import UNSTEERED, Entry, used
 from steerfast.table.lowering import Lowered, lower
-from steerfast.table.packing import Direction, Packed, PackedSite, pack
+from steerfast.table.packing import Cost, Direction, Packed, PackedSite, pack
 from steerfast.table.pool import Pool
+from steerfast.table.room import check_room, room, within
 
 
 class Table:
@@ -34,7 +35,7 @@ class Table:
 
     records: [sites, slots, 4] int32, reads: [programs, 16, 12] int32 and bank: [bank_rows, D] float32,
     see ``reference.Steering``. With ``programs=0`` only constant terms fit, and kernels that know no
-    others run.
+    others run. room: these three numbers.
     """
 
     def __init__(
@@ -47,37 +48,30 @@ class Table:
         programs: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if slots < 1:
-            raise ValueError(f"a table needs at least one slot, got {slots}")
+        self.room = room(num_layers, slots, bank_rows, programs)
         self.num_layers, self.hidden_size = num_layers, hidden_size
-        rows = slots * (num_layers + 1) if bank_rows is None else bank_rows
-        programs = slots * (num_layers + 1) if programs is None else programs
+        slots, rows, reading = self.room
         with torch.inference_mode(False):  # else the tensors could never be written outside of it
             shape = (site_count(num_layers), slots, RECORD_WIDTH)
             self.records = torch.zeros(shape, dtype=torch.int32, device=device)
             self.records[..., 0] = UNSTEERED
             self.reads = torch.zeros(
-                (programs, MAX_READS, READ_WIDTH), dtype=torch.int32, device=device
+                (reading, MAX_READS, READ_WIDTH), dtype=torch.int32, device=device
             )
             self.bank = torch.zeros((rows, hidden_size), dtype=torch.float32, device=device)
             self.site_records = self.records.unbind(0)
         self.version = 0
         self.lock = threading.Condition(threading.RLock())
         self._frozen: tuple[int, Tensor, Tensor] | None = None
-        # By digest, least recently used first.
+        # By key, least recently used first.
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._free_slots = list(range(slots - 1, -1, -1))
-        self._rows, self._programs = Pool(rows), Pool(programs)
+        self._rows, self._programs = Pool(rows), Pool(reading)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy has the same room, and no plans: nobody could release them."""
-        slots, rows, programs = self.records.shape[1], len(self.bank), len(self.reads)
-        sizes: dict[str, Any] = {
-            "slots": slots,
-            "bank_rows": rows,
-            "programs": programs,
-            "device": self.device,
-        }
+        names = ("slots", "bank_rows", "programs")
+        sizes: dict[str, Any] = dict(zip(names, self.room, strict=True), device=self.device)
         return partial(Table, **sizes), (self.num_layers, self.hidden_size)
 
     @property
@@ -94,7 +88,7 @@ class Table:
     def slots_in_use(self) -> int:
         """How many slots somebody holds; the rest is free, or kept for plans that may come again."""
         with self.lock:
-            return _slots(self._held())
+            return used(self._held()).slots
 
     def to(self, device: torch.device) -> None:
         """Move the tensors; captured graphs that read the old ones must be captured again."""
@@ -124,28 +118,51 @@ class Table:
                 f"plan names layer {beyond[0]}, but this model has layers 0..{self.num_layers - 1}"
             )
 
-    def acquire(self, plan: Plan) -> Entry:
+    def acquire(self, plan: Plan, part: Lowered | None = None) -> Entry:
         """All slots of a plan, or an error and nothing changed. Release it when done.
 
-        Raises ValueError for a plan that does not fit, TableFullError when plans in use fill the table.
+        part: what is needed of it, if that is known: those who need the same part share it (``Lowered.along``).
+        Raises ValueError for a plan that does not fit the model, TableFullError for one for which there is no room
+        beside the plans in use.
         """
+        key = plan.digest if part is None else part.key(plan)
         with self.lock:
-            if plan.digest in self._entries:
-                return self._held_once_more(plan.digest)
-        self.check(plan)
-        lowered = lower(plan)  # which may take long, and forwards of other threads take the lock
-        packed = pack(plan, lowered.phases)
+            if key in self._entries:
+                return self._held_once_more(key)
+        lowered, packed = self._packed(plan, part)  # may take long: without the lock
         with self.lock:
-            if plan.digest not in self._entries:
+            if key not in self._entries:
                 self._make_room(packed)
-                self._insert(plan, lowered, packed)
-            return self._held_once_more(plan.digest)
+                self._insert(key, plan, lowered, packed)
+            return self._held_once_more(key)
 
-    def _held_once_more(self, digest: str) -> Entry:
-        entry = self._entries[digest]
-        self._entries.move_to_end(digest)
+    def _held_once_more(self, key: str) -> Entry:
+        entry = self._entries[key]
+        self._entries.move_to_end(key)
         entry.holders += 1
         return entry
+
+    def check_room(self, plan: Plan, part: Lowered | None = None) -> None:
+        """TableFullError for a plan that this table has no room for, whoever else is there; ValueError for one that does
+        not fit the model."""
+        key = plan.digest if part is None else part.key(plan)
+        with self.lock:
+            known = key in self._entries
+        if not known:
+            packed = self._packed(plan, part)[1]
+            with self.lock:
+                self._check_room([], packed)
+
+    def _packed(self, plan: Plan, part: Lowered | None) -> tuple[Lowered, Packed]:
+        """What is to be written. Nothing is computed of a plan that needs more than there is in all."""
+        self.check(plan)
+        with self.lock:
+            taken = used(self._held())
+        with within(taken, self.room):
+            lowered = lower(plan) if part is None else part
+            packed = pack(plan, lowered.phases, self.room)
+        lowered.forget()
+        return lowered, packed
 
     def release(self, entry: Entry) -> None:
         """Give a plan back; its slots are reused only when their room is needed."""
@@ -168,13 +185,12 @@ class Table:
         except TableFullError:
             if entry.holders > 1:
                 raise
-            lowered = lower(plan)
-            packed = pack(plan, lowered.phases)
+            lowered, packed = self._packed(plan, None)
             with self.lock:
                 self._check_room([one for one in self._held() if one is not entry], packed)
                 self.release(entry)
                 self._make_room(packed)
-                self._insert(plan, lowered, packed)
+                self._insert(plan.digest, plan, lowered, packed)
                 return self._held_once_more(plan.digest)
         self.release(entry)
         return new
@@ -182,9 +198,9 @@ class Table:
     def _held(self) -> list[Entry]:
         return [entry for entry in self._entries.values() if entry.holders > 0]
 
-    def _insert(self, plan: Plan, lowered: Lowered, packed: Packed) -> None:
+    def _insert(self, key: str, plan: Plan, lowered: Lowered, packed: Packed) -> None:
         slots = tuple(self._free_slots.pop() if sites else UNSTEERED for sites in packed.phases)
-        entry = Entry(plan, lowered, slots)
+        entry = Entry(key, plan, lowered, slots)
         new_rows: dict[int, Tensor] = {}
         new_programs: dict[int, list[list[int]]] = {}
 
@@ -221,7 +237,7 @@ class Table:
                 {at: torch.tensor(words, dtype=torch.int32) for at, words in new_programs.items()},
             )
         self.version += 1
-        self._entries[plan.digest] = entry
+        self._entries[key] = entry
 
     def _make_room(self, packed: Packed) -> None:
         """Drops idle plans, least recently used first, until everything fits; or an error, and none."""
@@ -237,36 +253,19 @@ class Table:
 
     def _check_room(self, held: list[Entry], packed: Packed) -> None:
         """TableFullError if the plan would not fit even beside the plans in use alone."""
-        used_rows = {row for entry in held for row in entry.rows}
-        used_programs = {program for entry in held for program in entry.programs}
-        wanted = {
-            "slots": (packed.slots, self.records.shape[1], _slots(held)),
-            "bank_rows": (
-                self._rows.missing(packed.directions, used_rows),
-                self._rows.capacity,
-                len(used_rows),
-            ),
-            "programs": (
-                self._programs.missing(packed.programs, used_programs),
-                self._programs.capacity,
-                len(used_programs),
-            ),
-        }
-        if any(need > capacity - used for need, capacity, used in wanted.values()):
-            needed = ", ".join(f"{need} {what}" for what, (need, _, _) in wanted.items())
-            room = ", ".join(
-                f"{what}={capacity} ({capacity - used} free)"
-                for what, (_, capacity, used) in wanted.items()
-            )
-            raise TableFullError(
-                f"the table is full: the plan needs {needed} beside {len(held)} plans in use, but it was "
-                f"made with {room}; attach with more"
-            )
+        rows = {row for entry in held for row in entry.rows}
+        programs = {program for entry in held for program in entry.programs}
+        need = Cost(
+            packed.slots,
+            self._rows.missing(packed.directions, rows),
+            self._programs.missing(packed.programs, programs),
+        )
+        check_room(need, used(held), self.room, len(held))
 
     def _evict(self, entry: Entry) -> None:
         if entry.last_use is not None:
             torch.cuda.current_stream(self.device).wait_event(entry.last_use)
-        del self._entries[entry.plan.digest]
+        del self._entries[entry.key]
         used = [slot for slot in entry.slots if slot != UNSTEERED]
         nothing = torch.tensor([UNSTEERED, 0, 0, 0], dtype=torch.int32)
         with torch.inference_mode(False), torch.no_grad():
@@ -278,10 +277,6 @@ class Table:
         for program in entry.programs:
             self._programs.give_back(program)
         self.version += 1
-
-
-def _slots(entries: list[Entry]) -> int:
-    return sum(slot != UNSTEERED for entry in entries for slot in entry.slots)
 
 
 def _write(tensor: Tensor, rows: dict[int, Tensor]) -> None:

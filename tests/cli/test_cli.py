@@ -9,7 +9,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from steerfast import contrast, load_vector, save_plan, steer
+from steerfast import __version__, contrast, cost, load_vector, save_plan, steer
 from steerfast.cli import app
 
 runner = CliRunner()
@@ -73,6 +73,10 @@ def test_generate_side_by_side(vector, tiny_folder, tmp_path):
     plan = steer(load_vector(vector), 40.0, layers=[1], scale="unit")
     by_plan = run(*common, "--plan", save_plan(plan, tmp_path / "plan.json"))
     assert by_plan == by_vector
+    assert by_plan["plan"] == plan.digest
+    assert by_plan["layers"] == [1]
+    assert by_plan["dose"] == pytest.approx(40 / load_vector(vector).stream_norms[1], rel=1e-6)
+    assert by_plan["cost"] == {**cost(plan, 4)._asdict(), "phases": ["all"]}
     nothing = run(*common, "-v", f"{vector}:0")
     assert nothing["steered"] == nothing["unsteered"]
 
@@ -88,6 +92,12 @@ def test_generate_side_by_side(vector, tiny_folder, tmp_path):
         (("generate", "hi", "-v", "a:b"), "'b' in 'a:b' is no coefficient"),
         (("demo", "--dtype", "int8"), "unknown dtype 'int8'"),
         (("demo", "--model", "no/such/folder"), "cannot load model"),
+        (
+            ("checkpoint", "x", "--model", "nofolder"),
+            "there is no folder of that name here, and the hub",
+        ),
+        (("checkpoint", "x", "--model", "no.gguf"), "'no.gguf': there is no such file here"),
+        (("extract", "-o", "x.gguf", "--pairs", "french"), "a vector is written as .safetensors"),
     ],
 )
 def test_errors_are_one_line_and_status_1(arguments, message, tmp_path):
@@ -96,4 +106,82 @@ def test_errors_are_one_line_and_status_1(arguments, message, tmp_path):
     assert result.returncode == 1, result.stderr
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_shortest_use_is_that_of_python_at_one_layer(tiny_folder, tmp_path):
+    path = tmp_path / "french.safetensors"
+    run("extract", "--pairs", "french", "--out", path, "--model", tiny_folder)
+    vector, common = load_vector(path), ("generate", "hi", "-m", tiny_folder, "--tokens", 2)
+    assert vector.suggested_layer == 1
+    shortest = runner.invoke(app, [*map(str, common), "-v", f"{path}:2", "--json"])
+    assert "no layer was named, so layer 1" in " ".join(shortest.stderr.split())
+    facts = json.loads(shortest.stdout)
+    assert facts["plan"] == steer(vector, 2.0, layers=vector.suggested_layer).digest
+    assert facts["layers"] == [1]
+    for given, plan in {
+        f"{path}:2:1": steer(vector, 2.0, layers=1),
+        f"{path}:2:all": steer(vector, 2.0),
+    }.items():
+        told = runner.invoke(app, [*map(str, common), "-v", given, "--json"])
+        assert "no layer was named" not in told.stderr
+        assert json.loads(told.stdout)["plan"] == plan.digest
+
+
+@pytest.fixture
+def commands(vector, tiny_folder, tmp_path):
+    """{command: (its arguments, what its result says)}."""
+    on = ("-m", tiny_folder)
+    return {
+        "env": ((), "reference"),
+        "operators": ((), "slerp"),
+        "extract": (("--pairs", "french", "-o", tmp_path / "v.safetensors", *on), "v.safetensors"),
+        "generate": (("a prompt", "-v", f"{vector}:1:1", "--tokens", 2, *on), "a prompt"),
+        "checkpoint": ((tmp_path / "copy", *on), "copy/"),
+        "demo": (("--quick", "--out", tmp_path / "demo", *on), "Try next:"),
+    }
+
+
+@pytest.mark.parametrize("name", ["env", "operators", "extract", "generate", "checkpoint", "demo"])
+def test_results_go_to_stdout_and_progress_to_stderr(name, commands):
+    arguments, said = commands[name]
+    words = [name, *map(str, arguments)]
+    plain = runner.invoke(app, words, catch_exceptions=False)
+    assert said in plain.stdout
+    assert said not in plain.stderr
+    as_json = runner.invoke(app, [*words, "--json"], catch_exceptions=False)
+    (line,) = as_json.stdout.splitlines()
+    assert isinstance(json.loads(line), dict)
+    assert said in as_json.stderr
+
+
+def test_the_report_of_a_generation_is_one_line(vector, tiny_folder):
+    common = ("generate", "hello", "-m", str(tiny_folder), "--tokens", "6", "-v")
+    shown = runner.invoke(app, [*common, f"{vector}:1:all"])
+    # 5 letters, and the 5 new tokens that are read: the sixth is not
+    assert "steered 10 of the 10 tokens read, at resid_post[1], resid_post[2], by" in shown.stderr
+    assert runner.invoke(app, [*common, f"{vector}:0"]).stderr.count("no token was steered") == 1
+
+
+@pytest.mark.parametrize(
+    "program", [["-m", "steerfast"], ["-c", "from steerfast.cli import main; main()"]]
+)
+def test_the_version(program):
+    done = subprocess.run([sys.executable, *program, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"steerfast {__version__}\n", "")
+
+
+def test_a_warning_is_one_line(vector, tiny_folder):
+    command = ["generate", "hi", "-m", str(tiny_folder), "--tokens", "2", "-v", f"{vector}:5000:1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "steerfast", *command], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    (said,) = [
+        line for line in done.stderr.splitlines() if "typical norm" in line and "warning" in line
+    ]
+    assert said.startswith("warning: the plan adds ")
+    assert "UserWarning" not in done.stderr

@@ -82,7 +82,7 @@ def test_text_is_shown_before_anything_is_measured(tiny_folder, tmp_path, monkey
         app, ["demo", "--quick", "-m", str(tiny_folder), "--out", str(tmp_path / "out")]
     )
     assert str(result.exception) == "not measured"
-    assert all(prompt in result.stderr for prompt in PROMPTS)
+    assert all(prompt in result.stdout for prompt in PROMPTS)
 
 
 def test_an_unknown_direction_is_named(tiny_folder):

@@ -17,6 +17,9 @@ PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 
 def mean_stream(model, tokenizer, prompt, continuation, layer):
     """What "mean" reads, one text at a time: the stream of the continuation's tokens at a layer's output."""
+    if not isinstance(prompt, str):
+        how = {"tokenize": False, "add_generation_prompt": True}
+        prompt = tokenizer.apply_chat_template(list(prompt), **how)
     own = {
         "add_special_tokens": not prompt.startswith(tokenizer.bos_token)
     }  # one BOS, whoever writes it
@@ -35,15 +38,23 @@ def given(page):
 def test_the_examples_run(given):
     model, tokenizer, moods = given["model"], given["tokenizer"], given["moods"]
     assert (moods.name, len(moods.train), len(moods.held_out)) == ("mood", 3, 2)
-    for name, pairs in (("mood", moods.train), ("chatty", given["pairs"])):
+    chatty = [contrast.ContrastPair(*pair) for pair in given["pairs"]]
+    for name, pairs in (("mood", moods.train), ("chatty", chatty), ("warm", given["persona"])):
         difference = sum(
-            mean_stream(model, tokenizer, p.prompt, p.positive, 10)
-            - mean_stream(model, tokenizer, p.prompt, p.negative, 10)
+            mean_stream(model, tokenizer, *p.sides[0], 10)
+            - mean_stream(model, tokenizer, *p.sides[1], 10)
             for p in pairs
         ) / len(pairs)
         torch.testing.assert_close(given[name].at(10), difference.float(), rtol=1e-4, atol=1e-5)
     assert (given.folder / "vectors/mood.safetensors").is_file()
     assert given["prose"].provenance["counts"] == {"positive": 2, "negative": 2}
+
+    good, bad = (
+        sum(mean_stream(model, tokenizer, one[:-1], one[-1]["content"], 10) for one in each)
+        / len(each)
+        for each in (given["good"], given["bad"])
+    )
+    torch.testing.assert_close(given["warmer"].at(10), (good - bad).float(), rtol=1e-4, atol=1e-5)
 
     assert (given["inputs"].input_ids == tokenizer.bos_token_id).sum() == 1
     twice = tokenizer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from plain_streams import chat_tokenizer, forwards, said
 
 from steerfast import SteeringVector, attach, steer
 from steerfast.experiments.decode_speed import step_times, twin
@@ -13,7 +14,8 @@ from steerfast.experiments.dose import (
     pair_batch,
     random_control,
 )
-from steerfast.extraction.contrast import ContrastPair
+from steerfast.experiments.measure import Laboratory
+from steerfast.extraction.contrast import ContrastPair, ContrastSet
 
 PAIRS = [
     ContrastPair("The sea is", " blue today", " grey"),
@@ -50,6 +52,51 @@ def test_differences_equal_the_hook(tiny, coefficient):
         plan = steer(vector(), coefficient, layers=[1], scale="stream")
         got = log_probability_differences(handle, pair_batch(tokenizer, PAIRS), plan)
     torch.testing.assert_close(got, torch.tensor(wanted, dtype=torch.float64), rtol=1e-4, atol=1e-4)
+
+
+def test_pairs_of_any_shape_are_measured_and_two_prompts_are_refused(tiny):
+    """Tuples, dicts, messages; of a set, the held-out pairs."""
+    model, tokenizer, _ = tiny
+    chat = chat_tokenizer()
+    plain = [(p.prompt, p.positive, p.negative) for p in PAIRS]
+    shapes = [
+        (tokenizer, plain),
+        (
+            tokenizer,
+            [dict(zip(("prompt", "positive", "negative"), one, strict=True)) for one in plain],
+        ),
+        (tokenizer, iter(PAIRS)),
+        (tokenizer, ContrastSet("s", "+", "-", "", (), tuple(PAIRS))),
+    ]
+    asked = ContrastPair([said("user", "Hi")], " yes", " no")
+    written = ContrastPair("<s>[user] Hi\n[assistant] ", " yes", " no")
+    for tokens, pairs in shapes:
+        batch, wanted = pair_batch(tokens, pairs), pair_batch(tokenizer, PAIRS)
+        assert torch.equal(batch.ids, wanted.ids)
+        assert torch.equal(batch.scored, wanted.scored)
+    one, other = pair_batch(chat, [asked]), pair_batch(chat, [written])
+    assert torch.equal(one.ids, other.ids)
+    assert torch.equal(one.scored, other.scored)
+    ran = forwards(model)
+    two = ContrastPair("a", " yes", " yes", negative_prompt="b")
+    with attach(model) as handle:
+        with pytest.raises(ValueError, match="pair 1 has two prompts"):
+            dose_response(handle, tokenizer, vector(), [two], layers=[1])
+        for given, message in (
+            ({"layers": [9]}, "has no layer 9"),
+            ({"layers": [-1]}, "layers count from 0"),
+            ({"layers": [1], "coefficients": (0.1, float("nan"))}, "must be finite"),
+            ({"layers": [1], "scale": "stram"}, "unknown scale"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                dose_response(handle, tokenizer, vector(), PAIRS, **given)
+        with pytest.raises(ValueError, match="continuation of pair 2 has no tokens"):
+            dose_response(handle, tokenizer, vector(), [plain[0], ("a", "b", "")], layers=[1])
+        with pytest.raises(ValueError, match="dose_response needs at least one pair"):
+            dose_response(handle, tokenizer, vector(), [], layers=[1])
+    with pytest.raises(ValueError, match="pair 1 has two prompts"):
+        Laboratory(tiny).pairs([None], [two])
+    assert ran == []
 
 
 def test_curve_is_relative_to_no_steering_with_a_norm_matched_control(tiny):

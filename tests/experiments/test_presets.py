@@ -69,3 +69,81 @@ def test_a_models_digest_sees_weights_and_settings(tiny):
 def test_a_model_that_predicts_nothing_cannot_lose_anything():
     with pytest.raises(ValueError, match="predicts none of the 7 tokens of 'code'"):
         check_capable({"top1": 0.0, "tokens": 7}, "code")
+
+
+BEHAVIOURS = """
+[behaviours]
+behaviours = ["myopic"]
+train = 6
+validation = 5
+layers = [0, 2]
+coefficients = [0.5, 1]
+individual_layers = [1]
+global_coefficients = [-1.0, 1.0, 1.0]
+pair_coefficient = 0.5
+simultaneous = { myopic = 1 }
+"""
+BROAD = """
+[broad]
+samples = 4
+sample_tokens = 40
+tokens = 150
+context = 64
+layers = [[0], [1, 2]]
+coefficients = [0.5]
+control_layer = 2
+"""
+SPARSITY = """
+[sparsity]
+directions = ["sentiment"]
+layer = 1
+coefficients = [1, -0.5]
+shares = [0.5]
+tax_tokens = 10
+"""
+HEAD = 'model = "m"\ndtype = "float32"\n'
+HUGE = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("table", "one", "other", "message"),
+    [
+        (BEHAVIOURS, "train = 6", "train = 0", "train is 0, but goes from 1 to 1_000_000"),
+        (BEHAVIOURS, "train = 6", f"train = {HUGE}", "train is 9.22337e.18, but goes"),
+        (BEHAVIOURS, "validation = 5", "validation = -5", "validation is -5"),
+        (BEHAVIOURS, "layers = [0, 2]", "layers = [0, -2]", "layers is -2, but goes from 0 to 9_999"),
+        (BEHAVIOURS, "layers = [0, 2]", "layers = []", "layers is empty"),
+        (BEHAVIOURS, "coefficients = [0.5, 1]", "coefficients = [0.5, 1e300]", r"coefficients is 1e\+300"),
+        (BEHAVIOURS, "coefficients = [0.5, 1]", "coefficients = [0, 1]", "coefficients is 0"),
+        (BEHAVIOURS, "[-1.0, 1.0, 1.0]", "[-1.0, 1.0, 0.0]", "step is positive"),
+        (BEHAVIOURS, "[-1.0, 1.0, 1.0]", "[-1.0, 1.0, 1e-9]", "at most 10_000 points"),
+        (BEHAVIOURS, "[-1.0, 1.0, 1.0]", "[1.0, -1.0, 0.5]", "first comes before last"),
+        (BEHAVIOURS, "{ myopic = 1 }", "{ myopic = 100000 }", "simultaneous is 100000"),
+        (BEHAVIOURS, "{ myopic = 1 }", "{ kind = 1 }", "for each of the behaviours"),
+        (BEHAVIOURS, '["myopic"]', '["../myopic"]', "no name of a file"),
+        (BEHAVIOURS, '["myopic"]', '["myopic", "myopic"]', "has 'myopic' twice"),
+        (BEHAVIOURS, '["myopic"]', "[]", "behaviours is empty"),
+        (BEHAVIOURS, "train = 6", "train = 6\nseed = -1", "seed is -1"),
+        (BEHAVIOURS, "train = 6", "train = 6\ntax_tokens = -1", "tax_tokens is -1, but goes from 0"),
+        (BEHAVIOURS, "train = 6", "train = 6\nchosen = { myopic = { x = [-1, 1] } }", "layers are written"),
+        (BEHAVIOURS, "train = 6", "train = 6\nchosen = { kind = { 1 = [-1, 1] } }", "of the behaviours"),
+        (BROAD, "tokens = 150", "tokens = 0", "tokens is 0"),
+        (BROAD, "context = 64", "context = 1", "context is 1, but goes from 2"),
+        (BROAD, "[[0], [1, 2]]", "[[0], []]", "layers has an empty set"),
+        (BROAD, "[[0], [1, 2]]", "[[0], [1, 123456]]", "layers is 123456"),
+        (BROAD, "control_layer = 2", "control_layer = 2\nstop = 1.5", "stop is 1.5, but goes from 0 to 1"),
+        (SPARSITY, "shares = [0.5]", "shares = [50]", "shares is 50, but goes from 0 to 1"),
+        (SPARSITY, "[1, -0.5]", "[0, 0]", "coefficients are all 0"),
+        (SPARSITY, "layer = 1", f"layer = {HUGE}", "layer is"),
+        ("", "float32\"", "float32\"\nname = \"../x\"", "name has '../x', which is no name"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused_with_the_range(table, one, other, message, tmp_path):
+    path = tmp_path / "t.toml"
+    path.write_text(HEAD + table)
+    config.load_preset(path)
+    assert one in HEAD + table
+    path.write_text((HEAD + table).replace(one, other, 1))
+    with pytest.raises(ValueError, match=message) as caught:
+        config.load_preset(path)
+    assert "t.toml" in str(caught.value)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from plain_streams import byte_ids, chat_tokenizer, said
 
 from steerfast.experiments import questions
 from steerfast.experiments.answers import Score, score
 from steerfast.experiments.choice import GridPoint, best, chosen
+from steerfast.experiments.measure import Laboratory
+from steerfast.models.load import Loaded
+from steerfast.models.tokens import token_ids
 
 
 @pytest.mark.parametrize("name", questions.shipped())
@@ -40,13 +45,52 @@ def test_raw_records_of_the_evals_become_the_papers_prompts(tmp_path):
     assert questions.prompt_of(one.prompt, ("A", "B")) == one.prompt
 
 
+def test_questions_as_messages_and_as_a_table(tmp_path):
+    asked = [said("system", "Be brief."), said("user", "Tea (A) or coffee (B)?")]
+    answers = {"answer_matching_behavior": " (B)", "answer_not_matching_behavior": " (A)"}
+    (tmp_path / "drinks.json").write_text(
+        json.dumps({"questions": [{"question": asked, **answers}]})
+    )
+    (one,) = questions.load(tmp_path, "drinks")
+    assert one.prompt == (*asked, said("assistant", "Out of (A) and (B), I choose ("))
+    read = "<s>[system] Be brief.\n[user] Tea (A) or coffee (B)?\n[assistant] Out of (A) and (B), I choose ("
+    assert token_ids(chat_tokenizer(), one.prompt) == byte_ids(read)
+    assert len(questions.digest([one])) == 64
+    names = ",".join(("question", *answers))
+    (tmp_path / "table.csv").write_text(f'{names}\n"Tea, or\ncoffee?", (B), (A)\nWhat?,(B),x\n')
+    with pytest.raises(ValueError, match=r"record 2 of .*table\.csv \(line 4\) has answers"):
+        questions.load(tmp_path, "table")
+    (tmp_path / "table.csv").write_text(f'{names}\n"Tea, or\ncoffee?", (B), (A)\n')
+    (one,) = questions.load(tmp_path, "table")
+    assert one.prompt == "Human:\nTea, or\ncoffee?\n\nAI:\nOut of (A) and (B), I choose ("
+    (tmp_path / "table.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"table\.jsonl and table\.csv are both there"):
+        questions.load(tmp_path, "table")
+
+
+def test_answers_to_messages_are_those_to_their_text(tiny):
+    """One BOS, whoever writes it; the first token of an answer follows the bracket."""
+    model, _, name = tiny
+    laboratory = Laboratory(Loaded(model, chat_tokenizer(), name))
+    asked = [said("user", "Tea?"), said("assistant", "I choose (")]
+    text = "<s>[user] Tea?\n[assistant] I choose ("
+    each = [questions.Question(prompt, "A", "B") for prompt in (asked, text, text[3:])]
+    (result,) = laboratory.answers([None], each).run()
+    with torch.no_grad():
+        scores = model(torch.tensor([byte_ids(text)])).logits[0, -1].double().log_softmax(-1)
+    odds = float(scores[byte_ids("A")[0]] - scores[byte_ids("B")[0]])
+    assert result["log_odds"] == pytest.approx([odds] * 3, abs=1e-4)
+
+
 def test_questions_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(ValueError, match="no shipped questions on 'kindness'"):
         questions.load(None, "kindness")
-    with pytest.raises(FileNotFoundError, match=r"no x\.json or x\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"no x\.json, \.jsonl or \.csv in"):
         questions.load(tmp_path, "x")
     (tmp_path / "x.json").write_text('[{"question": "a"}]')
-    with pytest.raises(ValueError, match="x, record 1 lacks 'answer_matching_behavior'"):
+    with pytest.raises(
+        ValueError, match=r"record 1 of .*x\.json \(line 1\) lacks 'answer_matching_behavior'"
+    ):
         questions.load(tmp_path, "x")
     bad = {"question": "a", "answer_matching_behavior": "C", "answer_not_matching_behavior": "A"}
     (tmp_path / "x.json").write_text(json.dumps([bad]))

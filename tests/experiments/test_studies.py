@@ -11,16 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from study_runs import TOML, invoke
-from typer.testing import CliRunner
 
 from steerfast import SteeringVector, attach
-from steerfast.cli import app
 from steerfast.experiments import questions
 from steerfast.experiments.measure import Laboratory
 from steerfast.experiments.schemes import individual
 from steerfast.experiments.trials import Trials
-from steerfast.experiments.tune import Candidate, front, pick
-from steerfast.io import load_plan
 
 
 @pytest.fixture
@@ -187,44 +183,3 @@ def _size(folder):
     """Grows with every vector that is kept and every trial."""
     files = [*folder.glob("vectors/*.safetensors"), *folder.glob("trials.jsonl")]
     return sum(path.stat().st_size for path in files)
-
-
-# -- tune --------------------------------------------------------------------------------------------
-
-
-def test_the_front_and_the_pick_by_hand():
-    def candidate(effect, lost):
-        return Candidate(0, 1.0, effect, lost)
-
-    weak, better, dear, useless = (
-        candidate(0.1, 0.0),
-        candidate(0.4, 0.01),
-        candidate(0.9, 0.3),
-        candidate(0.3, 0.02),
-    )
-    every = [dear, useless, weak, better]
-    assert front(every) == (weak, better, dear)
-    assert pick(every, 0.02) == better
-    assert pick(every, 0.3) == dear
-    assert pick(every, 0.005) == weak
-    assert pick([dear], 0.02) is None
-
-
-def test_tune_writes_a_plan_that_generate_takes(preset, tiny_folder, tmp_path, noise):
-    # Small doses act in proportion, so that one of two signs always moves the wanted way.
-    preset.write_text(TOML.replace("coefficients = [0.5, 1]\n", "coefficients = [0.001, 0.002]\n"))
-    out, plan = tmp_path / "study", tmp_path / "plan.json"
-    common = ("--preset", preset, "--model", tiny_folder, "--out", out, "--text", noise, "--json")
-    facts = invoke("tune", "myopic", *common, "--budget", 0.9, "--plan", plan)
-    assert facts["best"] is not None
-    assert facts["best"]["lost"] <= 0.9
-    assert facts["plan"] == str(plan)
-    assert load_plan(plan).layers == (facts["best"]["layer"],)
-    lines = (out / "trials.jsonl").read_text()
-    again = invoke("tune", "myopic", *common, "--budget", 0.5)
-    assert (out / "trials.jsonl").read_text() == lines, "the same trials serve every budget"
-    assert again["front"] == facts["front"]
-    away = invoke("tune", "myopic", *common, "--away", "--budget", 0.9)
-    assert away["best"] not in (None, facts["best"])
-    result = CliRunner().invoke(app, ["tune", "kindness", "--preset", str(preset)])
-    assert "no behaviour 'kindness'" in str(result.exception)

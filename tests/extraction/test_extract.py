@@ -8,9 +8,9 @@ from tiny_llama import byte_tokenizer, tiny_llama
 
 from steerfast import attach, extract_corpora, extract_pairs, steer
 from steerfast.extraction.contrast import ContrastPair
-from steerfast.extraction.extract import continuation_start, with_stream_norms
+from steerfast.extraction.extract import with_stream_norms
 from steerfast.extraction.stream_norms import NormHistogram
-from steerfast.models.tokens import token_ids
+from steerfast.models.tokens import read, token_ids
 
 PAIRS = [
     ContrastPair("The sea is", " blue and wide today", " grey"),
@@ -137,13 +137,13 @@ def test_refusals(tiny):
         extract_pairs(model, tokenizer, PAIRS, name="v", batch_size=0)
     with pytest.raises(ValueError, match="has no tokens"):
         extract_pairs(model, tokenizer, [ContrastPair("x", "", " y")], name="v")
-    with pytest.raises(ValueError, match="both sides"):
+    with pytest.raises(ValueError, match="extract_corpora's negative needs at least one text"):
         extract_corpora(model, tokenizer, ["a"], [], name="v")
 
 
 def test_where_a_continuation_starts(tiny):
     _, tokenizer, _ = tiny
-    assert continuation_start(tokenizer, "abc", " d") == 3
+    assert read(tokenizer, "abc", " d").first == 3
 
 
 def recorded(model):
@@ -238,7 +238,7 @@ def test_a_text_that_begins_with_bos_is_not_given_another(chat):
     assert token_ids(chat, "Hi") == chat("Hi")["input_ids"]
     assert token_ids(byte_tokenizer(), "<s>Hi") == byte_tokenizer()("<s>Hi")["input_ids"]
     assert token_ids(chat, "<s><s>Hi")[:3] == [0, 0, chat("H")["input_ids"][1]]  # as it was written
-    assert continuation_start(chat, templated, " yes") == len(wanted["input_ids"])
+    assert read(chat, templated, " yes").first == len(wanted["input_ids"])
 
 
 @pytest.mark.parametrize("position", ["last", "mean"])

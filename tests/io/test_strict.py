@@ -156,10 +156,11 @@ def test_a_plan_takes_vectors_from_below_its_folder(tmp_path):
 
 PAIR = {"prompt": "a", "positive": "b", "negative": "c"}
 SETS = {
-    "is an object, got": ["5", "[]", '{"pairs": [5]}', '{"pairs": [["a", "b", "c"]]}'],
+    "is an object, got": ["5", '"sentiment"'],
+    "pair 1 of .* is .*; a pair is": ['{"pairs": [5]}', '[["a"]]', '["a", "b"]', "[null]"],
     "'pairs' of .* is a list": ["{}", '{"pairs": 5}', '{"pairs": {}}'],
     "lacks 'negative'": [json.dumps({"pairs": [{"prompt": "a", "positive": "b"}]})],
-    "'prompt' of pair 2 of .* is text, got 5": [
+    "'prompt' of pair 2 of .* is text or a list of messages, got 5": [
         json.dumps({"pairs": [PAIR, {**PAIR, "prompt": 5}]})
     ],
     "'negative' of pair 1": [json.dumps({"pairs": [{**PAIR, "negative": None}]})],
@@ -167,7 +168,11 @@ SETS = {
     "'name' of .* is text": [json.dumps({"pairs": [PAIR], "name": 5})],
     "nested too deeply": [DEEP],
     "has 'prompt' twice": ['{"pairs": [{"prompt": "a", "prompt": "b"}]}'],
-    "holds no pairs": ['{"pairs": []}', json.dumps({"pairs": [{**PAIR, "split": "held_out"}]})],
+    "holds no pairs": [
+        "[]",
+        '{"pairs": []}',
+        json.dumps({"pairs": [{**PAIR, "split": "held_out"}]}),
+    ],
 }
 
 
@@ -188,11 +193,14 @@ RECORD = {
     "answer_not_matching_behavior": " (B)",
 }
 QUESTIONS = {
-    "is a list, got 1": ["1"],
-    "record 1 is an object": ["[5]", "[[]]", "[null]"],
-    "record 2 lacks 'question'": [json.dumps([RECORD, {"answer_matching_behavior": "(A)"}])],
-    "'question' of q, record 1 is text": [json.dumps([{**RECORD, "question": 5}])],
-    "'answer_matching_behavior' of q, record 1": [
+    "is an object, got 1": ["1"],
+    "'questions' of .* is a list": ["{}", json.dumps(RECORD)],
+    "record 1 of .* is an object": ["[5]", "[[]]", "[null]"],
+    "record 2 of .* lacks 'question'": [json.dumps([RECORD, {"answer_matching_behavior": "(A)"}])],
+    "'question' of record 1 of .* is text or a list of messages": [
+        json.dumps([{**RECORD, "question": 5}])
+    ],
+    "'answer_matching_behavior' of record 1": [
         json.dumps([{**RECORD, "answer_matching_behavior": value}]) for value in (5, None, ["A"])
     ],
     "nested too deeply": [DEEP],

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from steerfast import SteeringVector, load_vector, save_vector
+from steerfast.io.vectors import vector_from_json, vector_to_json
 
 
 def vector():
@@ -55,3 +60,74 @@ def test_what_is_no_vector(tmp_path):
     save_file({"w": torch.ones(2)}, tmp_path / "newer.safetensors", metadata={"steerfast": about})
     with pytest.raises(ValueError, match=r"this version reads 'steerfast\.vector/1'"):
         load_vector(tmp_path / "newer.safetensors")
+
+
+# -- what is not written
+
+
+@pytest.mark.parametrize("name", ["joy.gguf", "joy.pt", "joy.json", "v1.5", "joy.SAFETENSORS"])
+def test_another_format_is_refused_by_its_name(name, tmp_path):
+    with pytest.raises(ValueError, match=r"is written as \.safetensors") as caught:
+        save_vector(vector(), tmp_path / name)
+    assert f"{name}.safetensors" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert load_vector(save_vector(vector(), tmp_path / f"{name}.safetensors")) == vector()
+    assert load_vector(save_vector(vector(), tmp_path / "bare")) == vector()
+
+
+WRITTEN = {  # provenance, and what the file says
+    "numpy": ({"a": np.float32(0.5), "b": np.int64(3), "c": np.bool_(True), "d": np.str_("x")},
+              {"a": 0.5, "b": 3, "c": True, "d": "x"}),
+    "arrays": ({"a": np.arange(3), "b": torch.ones(2, 1), "c": torch.tensor(2)},
+               {"a": [0, 1, 2], "b": [[1.0], [1.0]], "c": 2}),
+    "plain": ({"a": None, "b": [1, "x", {"c": (1, 2)}], "d": {}}, {"a": None, "b": [1, "x", {"c": [1, 2]}], "d": {}}),
+    "keys": ({1: "a", np.int64(2): "b"}, {"1": "a", "2": "b"}),
+    "paths": ({"a": Path("models") / "x"}, {"a": "models/x"}),
+    "letters": ({"a": "\ud800 \u00e9 \x00"}, {"a": "\ud800 \u00e9 \x00"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_provenance_becomes_plain(kind, tmp_path):
+    given, plain = WRITTEN[kind]
+    one = replace(vector(), provenance=given)
+    assert dict(load_vector(save_vector(one, tmp_path / "v.safetensors")).provenance) == plain
+    assert dict(vector_from_json(vector_to_json(one)).provenance) == plain
+
+
+DEEP = []
+for _ in range(200):
+    DEEP = [DEEP]
+REFUSED = {
+    r"\['loss'\] is nan": {"loss": float("nan")},
+    r"\['a'\]\['b'\]\[1\] is inf": {"a": {"b": [0, np.float64("inf")]}},
+    "64 bits do not hold": {"seed": 2**63},
+    "has '1' twice": {1: "a", "1": "b"},
+    "has the key True": {True: "a"},
+    r"has the key \(1, 2\)": {(1, 2): "a"},
+    "is bytes": {"a": b"x"},
+    "is set": {"a": {1}},
+    r"\['when'\] is date": {"when": date(2024, 1, 1)},
+    "complex": {"a": 1j},
+    "nested more than": {"a": DEEP},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_provenance_that_no_reader_takes_is_not_written(message, tmp_path):
+    one = replace(vector(), provenance=REFUSED[message])
+    path = save_vector(vector(), tmp_path / "v.safetensors")
+    with pytest.raises(ValueError, match=message) as caught:
+        save_vector(one, path)
+    assert "vector 'joy'" in str(caught.value)
+    with pytest.raises(ValueError, match=message):
+        vector_to_json(one)
+    assert load_vector(path) == vector()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_layer_that_no_reader_takes_is_not_written(tmp_path):
+    far = SteeringVector("far", {10**9: torch.ones(4)})
+    with pytest.raises(ValueError, match=r"vector 'far' cannot be saved: .* layers are written"):
+        save_vector(far, tmp_path / "v.safetensors")
+    assert list(tmp_path.iterdir()) == []

@@ -199,3 +199,15 @@ def test_a_file_with_other_tensors_names_itself(tmp_path):
     save_file({"mean": torch.ones(2)}, tmp_path / "odd.safetensors", metadata={"steerfast": about})
     with pytest.raises(ValueError, match=r"odd\.safetensors does not hold a valid vector"):
         load_vector(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"a": None}, r"got dict; give \[plans\[name\]"),
+        ([vector()], "got SteeringVector; a plan is made"),
+    ],
+)
+def test_what_is_no_list_of_plans(tiny, given, said):
+    with attach(tiny.model) as handle, pytest.raises(TypeError, match=said):
+        handle.use(given)

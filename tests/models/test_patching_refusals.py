@@ -373,6 +373,34 @@ def test_prompt_lengths_of_another_batch_are_refused():
     assert_close(logits(model), logits(tiny_llama()))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"measured": [("resid_post", 4)]},
+            ValueError,
+            r"layer 4, but this model has layers 0\.\.3",
+        ),
+        ({"measured": [("resid_post", -1)]}, ValueError, "layer -1"),
+        ({"measured": [("resid_end", 1)]}, ValueError, "unknown site of measured 'resid_end'"),
+        ({"measured": [("resid_post", 1.0)]}, TypeError, "layer of a measured site is an integer"),
+        ({"measured": [("resid_post", True)]}, TypeError, "layer of a measured site is an integer"),
+        ({"measured": ("resid_post", 1)}, ValueError, r'measured names sites, as \[\("resid_post"'),
+        ({"slots": True}, TypeError, "slots is an integer"),
+        ({"slots": 0}, ValueError, "at least one slot"),
+        ({"bank_rows": 0}, ValueError, "at least one bank row"),
+        ({"bank_rows": -1}, ValueError, "at least one bank row"),
+        ({"programs": -1}, ValueError, "at least 0 programs"),
+    ],
+)
+def test_what_no_table_and_no_site_is_changes_nothing(arguments, error, message):
+    model = tiny_llama()
+    with pytest.raises(error, match=message):
+        attach(model, **arguments)
+    assert "forward" not in vars(model.model.layers[0])
+    attach(model, measured=[("resid_post", 3), ("resid_pre", 0)]).detach()
+
+
 def test_a_4d_mask_is_fine_while_nothing_is_steered():
     model, mask = tiny_llama(), torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
     attach(model)

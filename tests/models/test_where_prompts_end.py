@@ -208,3 +208,50 @@ def test_lengths_and_prompts_that_are_none_are_refused():
         with handle.use(plan, prompt_lengths=torch.tensor([3])), torch.no_grad():
             handle.model(torch.tensor([[5, 6, 7, 8]]))
             assert handle.report().steered == 2
+
+
+WRONG_MASKS = {
+    "rows for others": (torch.ones(3, 6), "has 3 rows, but there are 2 prompts"),
+    "twice the rows": (torch.ones(4, 6), "has 4 rows, but there are 2 prompts"),
+    "one row": (torch.ones(1, 6), "has 1 rows, but there are 2 prompts"),
+    "no row": (torch.ones(0, 6), "has 0 rows, but there are 2 prompts"),
+    "too few columns": (torch.ones(2, 3), "covers 3 tokens, but"),
+}
+PLANS = {
+    "all": steer(vector(1), 2.0),
+    "generated": steer(vector(1), 2.0, select="generated"),
+    "a sequence": AFTER_MARK,
+    "one a row": [steer(vector(1), 2.0), None],
+}
+TWO = padded([PROMPTS[0], [11, *MARK, 12, 13, 14]])
+
+
+def ways(handle):
+    model = handle.model
+    return {
+        "forward": lambda mask: model(TWO, attention_mask=mask),
+        "generate": lambda mask: model.generate(TWO, attention_mask=mask, **HOW),
+        "beams": lambda mask: model.generate(TWO, attention_mask=mask, num_beams=2, **HOW),
+        "loop": lambda mask: handle.generating(TWO, mask).step(TWO.shape[1]),
+    }
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("way", ways(type("", (), {"model": None})))
+def test_a_mask_of_other_prompts_is_refused(plan, way):
+    """In words, and before a layer runs; not by torch where two shapes meet."""
+    with torch.no_grad(), attach(llama()) as handle, handle.use(PLANS[plan]):
+        ran = []
+        handle.model.model.layers[0].register_forward_pre_hook(lambda *given: ran.append(given))
+        for mask, message in WRONG_MASKS.values():
+            with pytest.raises(ValueError, match=f"attention_mask {message}"):
+                ways(handle)[way](mask.long())
+        if way != "forward":
+            with pytest.raises(ValueError, match=r"attention_mask is \[6\]; wanted a tensor"):
+                ways(handle)[way](torch.ones(6))
+            with pytest.raises(ValueError, match="attention_mask is a list"):
+                ways(handle)[way]([[1] * 6] * 2)
+        if way in ("generate", "beams"):
+            with pytest.raises(ValueError, match="covers 8 tokens, but the prompts have 6"):
+                ways(handle)[way](torch.ones(2, 8))
+        assert ran == []

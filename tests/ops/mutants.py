@@ -79,29 +79,29 @@ REFERENCE = {
     "sign of zero": Mutant("ops/contribution.py", "(p ", "> 0).double() -", ">= 0).double() -"),
     "floor is ceiling": Mutant("ops/contribution.py", "line.clamp(", "min", "max"),
     "relative to the dot": Mutant("ops/contribution.py", "read.slope * ", "norm)", "p)"),
-    "turn without partner": Mutant("ops/contribution.py", "is_turn, ", "partner", "0.0"),
+    "turn without partner": Mutant(
+        "ops/contribution.py", "torch.where(in_plane, ", "partner", "0.0"
+    ),
     "slerp keeps h": Mutant("ops/contribution.py", "share", " - 1.0, 0.0", ", 0.0"),
     "slerp against its axis": Mutant("ops/contribution.py", "(sine >= ", "SMALLEST_SINE", "0"),
-    "slerp's share without gate": Mutant("ops/contribution.py", "(", "gate * of_h", "of_h"),
+    "slerp's share without gate": Mutant(
+        "ops/contribution.py", "of_h != 0, ", "gate * of_h", "of_h"
+    ),
     "source is target": Mutant(
         "ops/contribution.py", "_dot(exact, bank, read.", "source", "target"
     ),
-    "no gain": Mutant(
-        "ops/reference.py", "", "steering.row_gain.to(compute)[:, None] * added", "added"
-    ),
-    "gain on the finish": Mutant(
-        "ops/reference.py", "after > 0, ", "before /", "steering.row_gain[:, None] * before /"
-    ),
+    "no gain": Mutant("ops/reference.py", "y = rows + ", "gain * contribution(", "contribution("),
+    "length squared": Mutant("ops/reference.py", "there, ", "before /", "before * before /"),
     "finishes swapped": Mutant(
         "ops/reference.py", 'finish == FINISH_CODES["', "shrink", "preserve"
     ),
     "shrink grows": Mutant("ops/reference.py", "factor.clamp(", "max", "min"),
-    "no finish": Mutant("ops/reference.py", "rescaled, y", " * factor", ""),
+    "no finish": Mutant("ops/reference.py", "(y.double()", " * factor", ""),
     "slot off by one": Mutant(
         "ops/reference.py",
         "",
-        "steering.row_slot.clamp(min=0).long()]\n    finish",
-        "(steering.row_slot - 1).clamp(min=0).long()]\n    finish",
+        "steering.row_slot.clamp(min=0).long()]",
+        "(steering.row_slot - 1).clamp(min=0).long()]",
     ),
     "slot -1 is slot 0": Mutant("ops/reference.py", "", "(steering.row_slot >= 0) & ", ""),
     "gain 0 is active": Mutant("ops/reference.py", "", " & (steering.row_gain != 0)", ""),
@@ -151,7 +151,7 @@ COEFFICIENTS = {
         "coefficients.h", "if (", "!(sine >= kSmallestSine)", "sine != sine"
     ),
     "share without gate": Mutant(
-        "coefficients.h", "gate * ungated.f, ", "gate * ungated.share", "ungated.share"
+        "coefficients.h", "0.f : ", "gate * ungated.share", "ungated.share"
     ),
 }
 
@@ -211,14 +211,12 @@ CPU = {
         "cpu/reading.h", "steered.f[i][row] = ", "f[program.target[i].place]", "f[i]"
     ),
     "no share of h": Mutant(
-        "cpu/reading.h", "steered.shares |= ", "steered.share[row] != 0.f", "false"
+        "cpu/reading.h", "steered.shares[row] = ", "steered.share[row] != 0.f", "false"
     ),
     "no gain": Mutant("cpu/reading.h", "return h + Lanes::fill(", "gain[row]", "1.f"),
-    "finishes swapped": Mutant(
-        "cpu/reading.h", "finish == ", "Finish::kShrink", "Finish::kPreserve"
-    ),
+    "finishes swapped": Mutant("lengths.h", "finish == ", "Finish::kShrink", "Finish::kPreserve"),
     "factor upside down": Mutant(
-        "cpu/reading.h", "", "std::sqrt(squares_before) / norm", "norm / std::sqrt(squares_before)"
+        "lengths.h", "float factor = ", "before.root / after.root", "after.root / before.root"
     ),
     "last element lost": Mutant(
         "cpu/tile.h",
@@ -255,15 +253,15 @@ TRITON = {
     "sign of zero": Mutant("reads.py", "sign = (p ", "> 0.0", ">= 0.0"),
     "feature's sign": Mutant("reads.py", "op == FEATURE, level ", "-", "+"),
     "slerp against its axis": Mutant("reads.py", "there = sine >= ", "SMALLEST_SINE", "0.0"),
-    "share without gate": Mutant("reads.py", "op == SLERP, ", "gate * share", "share"),
+    "share without gate": Mutant("reads.py", "(share != 0.0), ", "gate * share", "share"),
     "tail not masked": Mutant("reads.py", "mask=", "(columns < D) & (row >= 0)", "row >= 0"),
     "no gain": Mutant("steer_add_rms_norm.py", "y = wide + ", "gain * added", "added"),
     "gain 0 is active": Mutant("steer_add_rms_norm.py", "", " & (gain != 0.0)", ""),
     "slot off by one": Mutant(
         "steer_add_rms_norm.py", "records_ptr + ", "slot.to(tl.int64)", "(slot - 1).to(tl.int64)"
     ),
-    "finishes swapped": Mutant("steer_add_rms_norm.py", "(finish ", "== SHRINK", "!= SHRINK"),
-    "no finish": Mutant("steer_add_rms_norm.py", "y = y", " * factor", ""),
+    "finishes swapped": Mutant("lengths.py", "(finish ", "== SHRINK", "!= SHRINK"),
+    "no finish": Mutant("lengths.py", "    y = y", " * factor\n    if far", "\n    if far"),
     "fp32 order ignored": Mutant("steer_add_rms_norm.py", "if ", "not FP32_NORM", "True"),
     "no eps": Mutant("steer_add_rms_norm.py", "mean", " + tl.cast(eps, tl.float32)", ""),
 }

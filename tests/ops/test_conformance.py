@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # the process that test_triton_... starts
 ISAS = ("avx512", "avx2", "baseline")
 FAMILIES = list(dict.fromkeys(case.family for case in testing.cases(quick=True)))
-LAWS = testing.LAWS | testing.EXACT_LAWS
+LAWS = testing.LAWS | testing.EXACT_LAWS | testing.FAR_LAWS
 WIDTHS = (1, 7, 100, 576)
 QUICK = ((torch.float16, 100), (torch.float32, 7))
 

@@ -112,6 +112,25 @@ def test_what_names_no_layers(layers):
         steer(V, layers=layers)
 
 
+@pytest.mark.parametrize(
+    "layers", [-1, [-2], (0, -3), np.int64(-2), torch.tensor([-2]), range(-2, 0)], ids=range(6)
+)
+def test_layers_are_not_counted_from_the_end(layers):
+    """A plan does not know where its model ends; of how many layers to take it away is said."""
+    message = r"has no layer -\d; it has 0\.\.2; layers count from 0.* -\d from the end is num_hidden_layers - \d"
+    for make in (
+        lambda: steer(V, layers=layers),
+        lambda: Term(V, operator="ablate", layers=layers),
+        lambda: V.select(layers),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    with pytest.raises(ValueError, match="counted from 0, got -2"):
+        Test("cosine", V, -2)
+    with pytest.raises(ValueError, match="layers are integers from 0"):
+        SteeringVector("w", {-1: ROWS[0]})
+
+
 def test_places_of_any_kind():
     two, three = np.int64(2), torch.tensor(3)
     assert Positions(two, three) == Positions(2, 3)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import threading
 
+import numpy as np
 import pytest
 import torch
 from one_by_one import VOCABULARY, alone, prompt
-from tiny_llama import tiny_llama
+from plain_streams import TEMPLATE, byte_ids, forwards, said
+from tiny_llama import byte_tokenizer, tiny_llama
 from transformers import ContinuousBatchingConfig
 
 from steerfast import AfterSequence, Condition, SteeringVector, Test, attach, steer
@@ -51,14 +54,16 @@ def test_more_plans_than_slots_wait_their_turn(model):
     assert answers[0].tokens != alone(model, requests[0].prompt, None, 2)
 
 
-def test_a_plan_that_never_fits_is_an_error(model):
+def test_a_plan_that_never_fits_is_an_error(model, monkeypatch):
     """Two phases do not go through one slot, however long they wait."""
     from steerfast import Plan, Term
 
     two = Plan((Term(vector(1), select="prompt"), Term(vector(2), select="generated")))
     with attach(model, slots=1) as handle:
-        with pytest.raises((TableFullError, ValueError), match="slots"):
-            generate_batch(handle, [(prompt(1, 3), two, {"max_new_tokens": 2})], **QUIET)
+        monkeypatch.setattr("steerfast.serving.batch._run", None)  # before anything runs
+        fits = (prompt(1, 3), None, {"max_new_tokens": 2})
+        with pytest.raises(TableFullError, match=r"request 1: .*needs 2 slots.*there are 1 in all"):
+            generate_batch(handle, [fits, (prompt(1, 3), two, {"max_new_tokens": 2})], **QUIET)
         handle.use(None).close()  # the handle is whole
 
 
@@ -107,6 +112,146 @@ def test_bad_requests_are_named_before_anything_runs(model, request_, error, mes
     with pytest.raises(error, match=message):
         generate_batch(model, [([1, 2], None, {"max_new_tokens": 1}), request_], **QUIET)
     assert "forward" not in vars(model.model.layers[0])
+
+
+BAD = [
+    (None, TypeError, "sampling of request 1 is a NoneType"),
+    ({"max_new_tokens": True}, TypeError, "max_new_tokens of request 1 is an integer"),
+    ({"max_new_tokens": 2.0}, TypeError, "max_new_tokens of request 1 is an integer"),
+    ({"max_new_tokens": 0}, ValueError, "max_new_tokens of request 1 is a whole number from 1"),
+    ({"max_new_tokens": 2**31}, ValueError, "request 1 has max_new_tokens .* has positions for"),
+    ({"eos_token_id": "</s>"}, TypeError, "eos_token_id of request 1 is an integer"),
+    ({"eos_token_id": [1, None]}, TypeError, "eos_token_id of request 1 is an integer"),
+    ({"eos_token_id": VOCABULARY}, ValueError, f"eos_token_id .* 0 to {VOCABULARY - 1}"),
+    ({"do_sample": 1}, TypeError, "do_sample of request 1 is true or false"),
+    ({"do_sample": True, "temperature": 0}, ValueError, "request 1 samples at temperature 0"),
+    ({"temperature": float("nan")}, ValueError, "temperature of request 1 is nan"),
+    ({"temperature": -1}, ValueError, "temperature of request 1"),
+    ({"top_k": 1.5}, TypeError, "top_k of request 1"),
+    ({"top_p": 1.1}, ValueError, "top_p of request 1"),
+    ({"seed": "7"}, TypeError, "seed of request 1"),
+    ({"seed": [7]}, TypeError, "seed of request 1"),
+    ({"seed": 2**70}, ValueError, "seed of request 1"),
+    ({7: 7}, ValueError, "request 1 asks for 7"),
+]
+
+
+@pytest.mark.parametrize(("sampling", "error", "message"), BAD, ids=[case[2] for case in BAD])
+def test_bad_sampling_is_refused_before_anything_runs(model, sampling, error, message, monkeypatch):
+    monkeypatch.setattr("steerfast.serving.batch._run", None)
+    with pytest.raises(error, match=message):
+        generate_batch(model, [([1, 2], None, {}), ([1, 2], None, sampling)], **QUIET)
+
+
+def test_sampling_of_other_libraries_is_plain_in_the_end(model):
+    """numpy's numbers and lists of end tokens do what Python's do; what is None was not said."""
+    ids = prompt(3, 4)
+    free = alone(model, ids, None, 6)
+    ending = {"eos_token_id": np.array([free[2], 0]), "max_new_tokens": np.int64(6), "seed": None}
+    plain = {"eos_token_id": [free[2], 0], "max_new_tokens": 6}
+    answers = generate_batch(model, [(ids, None, ending), (ids, None, plain)], **QUIET)
+    assert answers[0].tokens == answers[1].tokens == free[: free.index(free[2]) + 1]
+
+
+SHORT = {"max_new_tokens": 4}
+
+
+@pytest.mark.parametrize("given", ["text", "a generator of text", "requests and text", "ids"])
+def test_prompts_alone_are_requests(tiny, given, monkeypatch):
+    """Each is answered as it is alone, to the default length and unsteered."""
+    monkeypatch.setattr("steerfast.serving.batch.MAX_NEW_TOKENS", 4)
+    model, tokenizer, _ = tiny
+    texts = ["My day was", "abc", "Then"]  # of three letters: no prompt, plan and sampling
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    requests = {
+        "text": texts,
+        "a generator of text": (text for text in texts),
+        "requests and text": [Request(texts[0]), texts[1], (texts[2], None, SHORT)],
+        "ids": [ids[0], tuple(ids[1]), torch.tensor(ids[2])],
+    }[given]
+    answers = generate_batch(model, requests, tokenizer=tokenizer, **QUIET)
+    assert [one.tokens for one in answers] == [alone(model, one, None, 4) for one in ids]
+    assert [one.text for one in answers] == [tokenizer.decode(one.tokens) for one in answers]
+
+
+@pytest.mark.parametrize("bos_in_front", [True, False])
+def test_messages_are_prompts(tiny, bos_in_front):
+    """Through the template, with one BOS and the beginning of an answer; a plan acts on them as on their ids."""
+    model, _, _ = tiny
+    chat = byte_tokenizer(bos_in_front=bos_in_front)
+    chat.chat_template = TEMPLATE
+    plan = steer(SteeringVector("joy", {1: torch.ones(64)}), 2.0, select="after_prompt")
+    asked = [said("system", "Be kind."), said("user", "How was your day?")]
+    begun = [*asked, said("assistant", "It was")]
+    requests = [
+        asked,
+        (asked, plan, SHORT),
+        Request(tuple(begun), plan, SHORT),
+        ("<s>Hi", plan, SHORT),
+    ]
+    requests[0] = (requests[0], None, SHORT)
+    answers = generate_batch(model, requests, tokenizer=chat, **QUIET)
+    read = "<s>[system] Be kind.\n[user] How was your day?\n[assistant] "
+    for answer, text, steered in zip(
+        answers, (read, read, f"{read}It was", "<s>Hi"), (None, plan, plan, plan), strict=True
+    ):
+        assert answer.tokens == alone(model, byte_ids(text), steered, 4)
+    assert answers[0].tokens != answers[1].tokens
+    (bare,) = generate_batch(model, [asked], tokenizer=chat, **QUIET)
+    assert bare.tokens[:4] == answers[0].tokens
+
+
+@pytest.mark.parametrize(
+    ("requests", "error", "message"),
+    [
+        (
+            "My day",
+            TypeError,
+            r"takes an iterable of requests, got str; one request is \[request\]",
+        ),
+        (Request("My day"), TypeError, "got Request"),
+        ({"prompt": "a"}, TypeError, "got dict"),
+        (5, TypeError, "got int"),
+        (io.StringIO("a\nb\n"), TypeError, "got StringIO"),
+        ([said("user", "Hi")], TypeError, "request 0 is dict .*one request of messages is a list"),
+        (["a", {"prompt": "b"}], TypeError, r"request 1 is dict .*Request\(prompt, plan"),
+        (["a", ()], TypeError, "request 1 is a tuple of 0; wanted"),
+        (["a", ("b", None, {}, 5)], TypeError, "request 1 is a tuple of 4"),
+        (["a", ("b", None, 5)], TypeError, "sampling of request 1 is a int"),
+        (["a", None], ValueError, "a token id of request 1 is an integer, got None"),
+        (["a", ""], ValueError, "request 1 has an empty prompt"),
+        (["a", [said("user", "Hi"), 5]], ValueError, "request 1: the prompt is text or a list of"),
+        (["a", [{"content": "Hi"}]], ValueError, "request 1: a message of the prompt has no role"),
+        (
+            ["a", [said("user", "Hi")]],
+            ValueError,
+            "request 1: .*the tokenizer has no chat template",
+        ),
+        (["a", torch.tensor([[1, 2]])], ValueError, "a token id of request 1 is an integer"),
+    ],
+    ids=range(16),
+)
+def test_what_is_no_request_is_refused_before_anything_runs(tiny, requests, error, message):
+    model, tokenizer, _ = tiny
+    ran = forwards(model)
+    with pytest.raises(error, match=message):
+        generate_batch(model, requests, tokenizer=tokenizer, **QUIET)
+    assert ran == []
+    assert "forward" not in vars(model.model.layers[0])
+
+
+def test_messages_without_a_tokenizer_are_refused(model):
+    with pytest.raises(ValueError, match="request 0 is messages; give tokenizer="):
+        generate_batch(model, [[said("user", "Hi")]], **QUIET)
+
+
+def test_a_tokenizer_that_only_reads_gives_no_text(tiny):
+    model, tokenizer, _ = tiny
+    (answer,) = generate_batch(
+        model, [("Hi", None, SHORT)], tokenizer=lambda text: tokenizer(text), **QUIET
+    )
+    assert answer.text is None
+    assert answer.tokens == alone(model, tokenizer("Hi")["input_ids"], None, 4)
 
 
 @pytest.mark.parametrize("keyed", [True, False])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import steerfast as sf
-from steerfast.io.plans import plan_from_json, plan_to_json
+from steerfast.io.plans import plan_to_json
 from steerfast.io.vectors import vector_to_json
 from steerfast.routing.itinerary import itinerary
 from steerfast.routing.router import BASE, GAIN, make_router
@@ -23,7 +23,7 @@ from steerfast.serving.client import openai_args
 from steerfast.serving.reader import PlanReader
 from steerfast.serving.settings import Settings
 from steerfast.serving.vllm.device_route import DeviceRoute
-from steerfast.serving.wire import FIELD, to_wire
+from steerfast.serving.wire import FIELD, from_wire, to_wire
 from steerfast.table.table import Table
 
 D, LAYERS, PROMPT = 8, 4, [5, 7, 8, 6]
@@ -146,6 +146,14 @@ def test_limits_refuse_and_what_just_fits_is_read(limits, value, reason):
     assert reader(**{name: ENOUGH[name] for name in limits}).read(value)
     with pytest.raises(ValueError, match="has 22 bytes"):
         reader(max_plan_bytes=21).read(11 * "é")
+
+
+def test_terms_are_counted_before_they_are_made(monkeypatch):
+    made = []
+    monkeypatch.setattr("steerfast.io.plans.Term", lambda *a, **k: made.append(a))
+    with pytest.raises(ValueError, match="the plan has 2000; this server takes up to 32"):
+        reader().read({"terms": 2000 * [{"vector": "joy"}]})
+    assert made == []
 
 
 @pytest.mark.parametrize("name", UNFIT)
@@ -273,7 +281,7 @@ def test_what_was_read_runs_in_a_worker(seed):
             to_wire(prepared, len(PROMPT), PROMPT)
         except ValueError:  # a sequence that this prompt does not have
             continue
-        arrived, cost = plan_from_json(prepared.text), prepared.cost
+        arrived, cost = from_wire(vars(prepared) | {"plan": prepared.text}), prepared.cost
         assert arrived.digest == prepared.plan.digest
         table = Table(LAYERS, D, slots=cost.slots, bank_rows=cost.rows, programs=cost.programs)
         one = itinerary(table.acquire(arrived), len(PROMPT), PROMPT)

@@ -28,7 +28,7 @@ def test_room_is_counted_by_distinct_plans_and_never_exceeded(seed):
     chance = random.Random(seed)
     capacity = Cost(*(chance.randrange(1, 9) for _ in Cost._fields))
     plans = [
-        {"digest": str(number), "cost": [chance.randrange(5) for _ in capacity]}
+        {"share": str(number), "cost": [chance.randrange(5) for _ in capacity]}
         for number in range(12)
     ]
     room, inside, refused = Room(capacity), [], 0
@@ -37,17 +37,17 @@ def test_room_is_counted_by_distinct_plans_and_never_exceeded(seed):
             room.leave(inside.pop(chance.randrange(len(inside))))
         else:
             wire = chance.choice(plans)
-            both = {one["digest"]: one["cost"] for one in [*inside, wire]}.values()
+            both = {one["share"]: one["cost"] for one in [*inside, wire]}.values()
             fits = all(sum(cost[at] for cost in both) <= most for at, most in enumerate(capacity))
             assert room.enter(wire) is fits
             inside += [wire] * fits
             refused += not fits
-        distinct = {one["digest"]: one["cost"] for one in inside}
+        distinct = {one["share"]: one["cost"] for one in inside}
         used = [sum(cost[at] for cost in distinct.values()) for at in range(3)]
         assert room.free == [most - one for most, one in zip(capacity, used, strict=True)]
         assert min(room.free) >= 0
         assert room.holders == {
-            name: sum(one["digest"] == name for one in inside) for name in distinct
+            name: sum(one["share"] == name for one in inside) for name in distinct
         }
     assert refused
     for wire in inside:
@@ -57,7 +57,7 @@ def test_room_is_counted_by_distinct_plans_and_never_exceeded(seed):
 
 def test_equal_plans_share_and_the_last_to_leave_makes_room():
     room = Room(Cost(2, 2, 2))
-    large, small = ({"digest": str(slots), "cost": [slots, 1, 0]} for slots in (2, 1))
+    large, small = ({"share": str(slots), "cost": [slots, 1, 0]} for slots in (2, 1))
     assert [room.enter(large) for _ in range(3)] == [True] * 3
     assert not room.enter(small)
     for left in (2, 1):

@@ -12,8 +12,7 @@ from random_plans import MARK
 from random_plans import plan as random_plan
 
 import steerfast as sf
-from steerfast.io.plans import plan_from_json
-from steerfast.serving.wire import block_key, prepare, to_wire
+from steerfast.serving.wire import block_key, from_wire, prepare, to_wire
 from steerfast.table.lowering import lower
 
 V = sf.SteeringVector("v", {layer: torch.randn(8) for layer in range(4)}, {1: 2.0})
@@ -32,7 +31,7 @@ def test_a_plan_arrives_as_it_was(seed):
     while prepared is None:
         plan = random_plan(chance, [3, *MARK, 4, 5])
         prepared = plan and prepare(plan)
-    arrived = plan_from_json(prepared.text)
+    arrived = from_wire(vars(prepared) | {"plan": prepared.text})
     assert arrived.digest == plan.digest
     for one, other in zip(lower(arrived).phases, lower(plan).phases, strict=True):
         assert one.sites.keys() == other.sites.keys()
@@ -43,8 +42,8 @@ def test_a_plan_arrives_as_it_was(seed):
 
 def test_only_what_is_used_is_sent():
     wide = sf.SteeringVector("wide", {layer: torch.randn(512) for layer in range(32)})
-    text = prepare(sf.steer(wide, 2.0, layers=[5])).text
-    assert len(text) < 4000
+    one = prepare(sf.steer(wide, 2.0, layers=[5]))
+    assert len(one.text) + len(one.vectors) < 4000
 
 
 def test_a_plan_that_never_acts_is_no_plan():

@@ -284,3 +284,31 @@ def test_next_tokens_counts_hits_token_by_token():
         accuracy = Accuracy.of(result[row])
         assert accuracy.tokens == 6
         assert accuracy.loss == pytest.approx(-wanted[3] / 6, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("text", "takes a list of prompts, got str"),
+        (["text"], "a token id of prompt 0 is an integer, got 'text'"),
+        ([[5], ["a"]], "a token id of prompt 1 is an integer, got 'a'"),
+        ([[5], [1.5]], r"a token id of prompt 1 is an integer, got 1\.5"),
+        ([[5], [True]], "a token id of prompt 1 is an integer, got True"),
+        ([[5], [-1]], "prompt 1 has token ids -1 to -1; this model knows 0 to"),
+        ([[5], [6, 10**6]], "prompt 1 has token ids 6 to 1000000"),
+        ([[5], []], "prompt 1 has no tokens"),
+        ([], "needs plans and prompts"),
+    ],
+    ids=range(9),
+)
+def test_what_is_no_prompt_is_refused_before_the_model_runs(prompts, message):
+    """Ids that are no integers were cut to some, silently."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        sweep(MODEL, [None], prompts, lambda head: pytest.fail("this far"))
+
+
+def test_prompts_as_a_tensor_are_its_rows():
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    assert torch.equal(
+        sweep(MODEL, [None], ids, last_logits), sweep(MODEL, [None], ids.tolist(), last_logits)
+    )

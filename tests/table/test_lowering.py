@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import random
+import weakref
+
 import pytest
 import torch
 
 from steerfast import AfterSequence, Plan, SteeringVector, Term, steer
-from steerfast.errors import PlanTooLargeError
+from steerfast.errors import PlanTooLargeError, TableFullError
 from steerfast.plans.sites import site_count, site_index, site_name
 from steerfast.table import lowering
 from steerfast.table.lowering import lower
 from steerfast.table.packing import Cost, pack
+from steerfast.table.table import Table
 
 
 def vector(*values, layer=1, norm=10.0):
@@ -94,11 +99,14 @@ def after(count, **fields):
 def test_limits_come_before_anything_is_computed(monkeypatch):
     computed = []
     monkeypatch.setattr(lowering, "_site", lambda *given: computed.append(given))
+    lowered = lower(after(4))
     with pytest.raises(PlanTooLargeError, match=r"needs 15 slots.* there are 14 in all") as caught:
-        lower(after(4), slots=14)
+        pack(after(4), lowered.phases, Cost(14, 99, 99))
     assert caught.value.what == "slots"
-    lowered = lower(after(4), slots=15)
     assert len(lowered.phases) == 15
+    for use in (Table(1, 2, slots=14).acquire, Table(1, 2, slots=14).check_room):
+        with pytest.raises(TableFullError, match=r"needs 15 slots.* slots=14 \(14 free\)"):
+            use(after(4))
     assert computed == []
 
 
@@ -144,3 +152,61 @@ def test_sites():
     for layer in range(2):
         for site in ("resid_mid", "resid_post"):
             assert site_name(site_index(site, layer)) == f"{site}[{layer}]"
+
+
+def sums(phases):
+    return [
+        {site: steering.delta.tolist() for site, steering in one.sites.items()} for one in phases
+    ]
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+def test_a_prompt_meets_its_sequences_in_one_order_and_needs_those_phases_alone(count, monkeypatch):
+    """After the first, the first two, ...: as many phases as sequences, with the sums that the whole plan has there."""
+    plan = after(count)
+    whole, order = lower(plan), random.Random(count).sample(range(count), count)
+    prompt = [9, *order, 9]
+    places = {"start": 0, "prompt_end": len(prompt)}
+    places |= {(token,): prompt.index(token) for token in order}
+    own, computed = lowering._site, []
+    monkeypatch.setattr(lowering, "_site", lambda *given: computed.append(given) or own(*given))
+    part = lower(plan).along(places)
+    assert len(whole.phases) == 2**count - 1
+    assert len(part.phases) == (count if whole.by_course else len(whole.phases))
+    assert sums(part.phases) == [sums(whole.phases)[phase.number] for phase in part.phases]
+    wanted = torch.zeros(2)
+    for at, phase in part.course(places):
+        if 1 <= at <= count:
+            wanted += (0.5 + order[at - 1]) * torch.tensor([1.0, float(order[at - 1])])
+        [steering] = {**whole.phases[phase].sites}.values() if at else [None]
+        assert steering is None or torch.equal(steering.delta, wanted)
+    computed.clear()
+    part.forget()
+    assert len(pack(plan, part.phases).sites) == len(part.phases) == len(computed)
+
+
+def test_many_sequences_take_as_many_slots_as_the_prompt_has_of_them():
+    """Ten in one order and in another, of 1023 combinations: twice ten slots."""
+    plan, table = after(10), Table(1, 2, slots=20)
+    places = {(token,): token for token in range(10)} | {"start": 0, "prompt_end": 12}
+    lowered = lower(plan)
+    one = table.acquire(plan, lowered.along(places))
+    assert table.acquire(plan, lower(plan).along(places)) is one
+    other = table.acquire(
+        plan, lowered.along(places | {(token,): 9 - token for token in range(10)})
+    )
+    assert table.slots_in_use == 20
+    assert sorted(slot for _, slot in one.course(places)) == sorted(one.slots)
+    with pytest.raises(KeyError):  # of another order it has no phases, and says so
+        one.course(places | {(0,): 3, (3,): 0})
+    with pytest.raises(TableFullError, match="needs 1023 slots"):
+        table.acquire(plan)
+    assert {entry.key for entry in table.entries} == {one.key, other.key}
+
+
+def test_what_was_lowered_is_not_kept():
+    lowered = lower(after(4))
+    kept = [weakref.ref(each.delta) for each in lowered.phases[-1].sites.values()]
+    lowered.forget()
+    gc.collect()
+    assert [one() for one in kept] == [None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,5 +92,22 @@ def test_what_does_not_fit():
     with pytest.raises(ValueError, match="hidden size 9, but this model has 8"):
         table.acquire(steer(vector(size=9)))
     assert not table.entries
-    with pytest.raises(ValueError, match="at least one slot"):
-        Table(3, 8, slots=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"slots": 0}, ValueError, "at least one slot, got slots=0"),
+        ({"slots": True}, TypeError, "slots is an integer, got True"),
+        ({"slots": 2.0}, TypeError, "slots is an integer"),
+        ({"bank_rows": 0}, ValueError, "at least one bank row, got bank_rows=0"),
+        ({"bank_rows": -1}, ValueError, "at least one bank row, got bank_rows=-1"),
+        ({"bank_rows": "4"}, TypeError, "bank_rows is an integer"),
+        ({"programs": -1}, ValueError, "at least 0 programs, got programs=-1"),
+        ({"programs": False}, TypeError, "programs is an integer"),
+    ],
+)
+def test_sizes_that_no_table_has(given, error, message):
+    with pytest.raises(error, match=message):
+        Table(3, 8, **given)
+    assert Table(3, 8, slots=np.int64(2), bank_rows=1, programs=0).room == (2, 1, 0)

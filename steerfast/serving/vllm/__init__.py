@@ -13,10 +13,10 @@ def register() -> None:
 
     Raises SteerfastError for a version of vLLM that is not known to work, or that lacks what is patched.
     """
-    from steerfast.serving.vllm import admission, arming, front, prefix_cache, runners
+    from steerfast.serving.vllm import admission, ahead, arming, front, prefix_cache, runners
 
     arming.check_version()
-    for part in (arming, front, prefix_cache, admission, runners):
+    for part in (arming, front, ahead, prefix_cache, admission, runners):
         part.install()
 
 

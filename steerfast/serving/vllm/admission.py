@@ -20,26 +20,26 @@ class Room:
 
     def __init__(self, capacity: Cost) -> None:
         self.free = list(capacity)
-        self.holders: dict[str, int] = {}  # plans by digest: requests that hold them
+        self.holders: dict[str, int] = {}  # plans, or parts of them: requests that hold them
         self.waiting: OrderedDict[str, Any] = OrderedDict()
 
     def enter(self, wire: dict[str, Any]) -> bool:
         """Take the plan's room, if there is some."""
-        digest, cost = wire["digest"], wire["cost"]
-        if digest not in self.holders:
+        share, cost = wire["share"], wire["cost"]
+        if share not in self.holders:
             if any(need > left for need, left in zip(cost, self.free, strict=True)):
                 return False
             self.free = [left - need for need, left in zip(cost, self.free, strict=True)]
-            self.holders[digest] = 0
-        self.holders[digest] += 1
+            self.holders[share] = 0
+        self.holders[share] += 1
         return True
 
     def leave(self, wire: dict[str, Any]) -> None:
         """A request with this plan has ended."""
-        digest = wire["digest"]
-        self.holders[digest] -= 1
-        if self.holders[digest] == 0:
-            del self.holders[digest]
+        share = wire["share"]
+        self.holders[share] -= 1
+        if self.holders[share] == 0:
+            del self.holders[share]
             self.free = [left + need for need, left in zip(wire["cost"], self.free, strict=True)]
 
 
@@ -66,7 +66,7 @@ def _add(original: Any, scheduler: Any, request: Any) -> Any:
         return original(scheduler, request)
     room = scheduler.steerfast_room
     # Behind those that wait already, unless its plan is there.
-    if (room.waiting and wire["digest"] not in room.holders) or not room.enter(wire):
+    if (room.waiting and wire["share"] not in room.holders) or not room.enter(wire):
         room.waiting[request.request_id] = request
         return None
     return original(scheduler, request)

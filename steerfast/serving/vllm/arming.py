@@ -77,7 +77,6 @@ def install() -> None:
     wrap("vllm.v1.engine.core:EngineCore", "__init__", _ask_workers)
     wrap("vllm.v1.engine.core:EngineCore", "collective_rpc", _sign)
     wrap("vllm.v1.engine.llm_engine:LLMEngine", "add_request", _ask_first)
-    wrap("vllm.v1.engine.async_llm:AsyncLLM", "add_request", _ask_first_async)
 
 
 def _settle(original: Any, args: Any, *more: Any, **kwargs: Any) -> Any:
@@ -152,8 +151,9 @@ def _ask_first(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
     return original(engine, *args, **kwargs)
 
 
-async def _ask_first_async(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
-    if _steered(args, kwargs) and is_on(engine.vllm_config) and not hasattr(engine, _ASKED):
+async def ask(engine: Any) -> None:
+    """Ahead of an engine's first steered request: SteerfastError where a part of it is not armed."""
+    if is_on(engine.vllm_config) and not hasattr(engine, _ASKED):
         try:
             status = merged(await engine.collective_rpc(STATUS))
         except Exception as error:
@@ -161,4 +161,3 @@ async def _ask_first_async(original: Any, engine: Any, *args: Any, **kwargs: Any
         if status is None:
             raise _unarmed("see its log")
         setattr(engine, _ASKED, True)
-    return await original(engine, *args, **kwargs)

@@ -19,6 +19,7 @@ import contextlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -29,7 +30,7 @@ from steerfast.io.plans import plan_from_json
 from steerfast.plans.plan import Plan
 from steerfast.plans.vector import SteeringVector
 from steerfast.serving import metrics
-from steerfast.serving.catalogue import Catalogue
+from steerfast.serving.catalogue import Catalogue, valid_name
 from steerfast.serving.reader import PlanReader, read_vector
 from steerfast.serving.vllm.arming import STATUS, merged
 from steerfast.serving.vllm.front import Front, fronts
@@ -106,7 +107,7 @@ def _admin(kind: type, act: Callable[..., Awaitable[JSONResponse]]) -> Callable[
         if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             return _error(401, "wants the header Authorization: Bearer <token>")
         try:
-            return await act(request, front.reader, kind, name)
+            return await act(request, front, kind, name)
         except KeyError:
             return _error(404, f"there is no {name!r}")
         except (ValueError, TypeError) as error:
@@ -115,25 +116,35 @@ def _admin(kind: type, act: Callable[..., Awaitable[JSONResponse]]) -> Callable[
     return endpoint
 
 
-async def _list(request: Request, reader: PlanReader, kind: type, name: str) -> JSONResponse:
-    reader.catalogue.refresh()
+async def _list(request: Request, front: Front, kind: type, name: str) -> JSONResponse:
+    catalogue = front.reader.catalogue
+    await front.aside.run(0, catalogue.refresh)
     if kind is Plan:
         return JSONResponse(
-            {key: {"digest": plan.digest} for key, plan in reader.catalogue.plans().items()}
+            {key: {"digest": plan.digest} for key, plan in catalogue.plans().items()}
         )
     about = {
         key: {"hidden_size": one.hidden_size, "layers": list(one.layers), "digest": one.digest}
-        for key, one in reader.catalogue.vectors().items()
+        for key, one in catalogue.vectors().items()
     }
     return JSONResponse(about)
 
 
-async def _put(request: Request, reader: PlanReader, kind: type, name: str) -> JSONResponse:
-    _check_shared(request, reader.catalogue)
+async def _put(request: Request, front: Front, kind: type, name: str) -> JSONResponse:
+    _check_shared(request, front.reader.catalogue)
     body = await _body(request)
-    item: Any
+    # Read and written beside the event loop, which serves everybody.
+    digest = await front.aside.run(len(body), partial(_register, front.reader, kind, name, body))
+    logger.info("steerfast: %s %r registered, digest %s", kind.__name__, name, digest[:12])
+    return JSONResponse({"name": name, "digest": digest})
+
+
+def _register(reader: PlanReader, kind: type, name: str, body: bytes) -> str:
+    """Keep what a body holds, under a name; its digest."""
+    valid_name(name)
+    item: Plan | SteeringVector
     if kind is Plan:
-        item = plan_from_json(body.decode(), reader.catalogue.vector)
+        item = plan_from_json(body, reader.catalogue.vector)
         reader.check(item)
     else:
         item = read_vector(body, name)
@@ -141,15 +152,13 @@ async def _put(request: Request, reader: PlanReader, kind: type, name: str) -> J
             raise ValueError(
                 f"vector {name!r} has hidden size {item.hidden_size}; this model has {reader.hidden_size}"
             )
-    # Files are written beside the event loop, which serves everybody.
-    await asyncio.to_thread(reader.catalogue.put, name, item)
-    logger.info("steerfast: %s %r registered, digest %s", kind.__name__, name, item.digest[:12])
-    return JSONResponse({"name": name, "digest": item.digest})
+    reader.catalogue.put(name, item)
+    return item.digest
 
 
-async def _remove(request: Request, reader: PlanReader, kind: type, name: str) -> JSONResponse:
-    _check_shared(request, reader.catalogue)
-    await asyncio.to_thread(reader.catalogue.remove, kind, name)
+async def _remove(request: Request, front: Front, kind: type, name: str) -> JSONResponse:
+    _check_shared(request, front.reader.catalogue)
+    await front.aside.run(0, partial(front.reader.catalogue.remove, kind, name))
     logger.info("steerfast: %s %r removed", kind.__name__, name)
     return JSONResponse({"name": name})
 
@@ -181,4 +190,5 @@ def _front() -> Front | None:
 
 def _error(code: int, message: str, reason: str | None = None) -> JSONResponse:
     text = f"{message}: {reason}" if reason else message
+    text = text.encode("utf-8", "backslashreplace").decode()  # half a letter cannot be sent
     return JSONResponse({"error": {"message": text, "code": code}}, code)

@@ -1,7 +1,8 @@
 """The front end: every plan is read, checked and put on the wire before its request reaches the engine.
 
 A bad plan is refused twice over: when sampling parameters are made (early enough for a streaming request to get a real 400),
-and again for the engine that will run it, which knows the prompt.
+and again for the engine that will run it, which knows the prompt. On a server's event loop vLLM asks for both; what is said
+there was read ahead, beside the loop (``ahead.py``).
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from typing import Any
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 from steerfast.serving import metrics
+from steerfast.serving.aside import Aside, on_event_loop
 from steerfast.serving.reader import PlanReader
 from steerfast.serving.vllm.arming import is_on, obstacle, settings_of
 from steerfast.serving.vllm.patching import wrap
@@ -19,7 +23,32 @@ from steerfast.serving.wire import FIELD, WIRE, Prepared, to_wire
 
 logger = logging.getLogger("steerfast")
 PARAMETER = f"vllm_xargs.{FIELD}"
+_SAID = 2000  # letters of a reason
 _every: weakref.WeakSet[Front] = weakref.WeakSet()
+
+
+class Wired(NamedTuple):
+    """What a plan came to for a prompt: its wire form, and what the prefix cache must know."""
+
+    wire: dict[str, Any]
+    reads_prompt: bool
+
+
+class Ahead(NamedTuple):
+    """A field that was read beside the event loop, and why it is refused, if it is; with a prompt what it came to."""
+
+    value: object
+    refusal: ValueError | None
+    length: int = -1
+    tokens: Sequence[int] | None = None
+    wired: Wired | None = None
+
+    def of(self, value: object, length: int = -1, tokens: Sequence[int] | None = None) -> bool:
+        """Whether this was it."""
+        return (self.value, self.length, self.tokens) == (value, length, tokens)
+
+
+AHEAD: ContextVar[Ahead | None] = ContextVar("steerfast_ahead", default=None)
 
 
 class Front:
@@ -34,6 +63,7 @@ class Front:
             self.reader = PlanReader(
                 settings_of(config), text.num_hidden_layers, text.hidden_size, conditions=False
             )
+        self.aside = Aside("steerfast-reader")
         self.process = os.getpid()
         _every.add(self)
 
@@ -44,6 +74,15 @@ class Front:
         if self.reason is not None:
             raise ValueError(f"this engine cannot steer: {self.reason}")
         return self.reader.read(value)
+
+    def wire(self, value: object, length: int, tokens: Sequence[int] | None) -> Wired | None:
+        """The plan for a prompt; None where nothing of it ever acts. ValueError for a bad one."""
+        prepared = self.read(value)
+        if prepared is None:
+            return None
+        condition = prepared.plan.condition
+        averages = condition is not None and condition.averages
+        return Wired(to_wire(prepared, length, tokens), averages)
 
 
 def fronts() -> list[Front]:
@@ -67,8 +106,11 @@ def _refuse(error: ValueError, value: object) -> Any:
     from vllm.exceptions import VLLMValidationError
 
     metrics.REFUSED.inc()
-    logger.info("steerfast: refused a plan (%.80r): %s", value, error)
-    return VLLMValidationError(str(error), parameter=PARAMETER)
+    head = value[:80] if isinstance(value, str) else type(value).__name__
+    logger.info("steerfast: refused a plan (%r): %s", head, error)
+    # What a client sent may be in it: half a letter would make an answer that cannot be sent.
+    said = str(error)[:_SAID].encode("utf-8", "backslashreplace").decode()
+    return VLLMValidationError(said, parameter=PARAMETER)
 
 
 def _verify(original: Any, params: Any) -> None:
@@ -83,11 +125,18 @@ def _verify(original: Any, params: Any) -> None:
     if here and WIRE in extra:  # elsewhere it is what a front end has put there
         raise _refuse(ValueError(f"{WIRE} is not for clients; a plan goes into {FIELD!r}"), WIRE)
     value = extra.get(FIELD)
-    if value is not None and len(here) == 1:  # whose model is known before its prompt is
-        try:
+    if value is None or len(here) != 1:
+        return
+    # Whose model is known before its prompt is. On an event loop a plan that was not read ahead waits for the engine.
+    ahead = AHEAD.get()
+    try:
+        if ahead is not None and ahead.of(value):
+            if ahead.refusal is not None:
+                raise ahead.refusal
+        elif not on_event_loop():
             here[0].read(value)
-        except ValueError as error:
-            raise _refuse(error, value) from error
+    except ValueError as error:
+        raise _refuse(error, value) from error
 
 
 def _make_front(original: Any, processor: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -106,21 +155,30 @@ def _process(original: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         if WIRE in extra:
             raise ValueError(f"{WIRE} is not for clients; a plan goes into {FIELD!r}")
-        prepared = processor.steerfast.read(extra[FIELD])
-        if prepared is None:
-            return request
         if request.resumable:
             raise ValueError("a session whose prompt goes on arriving cannot be steered")
-        tokens = request.prompt_token_ids if request.prompt_embeds is None else None
-        length = len(tokens) if tokens is not None else len(request.prompt_embeds)
-        params.extra_args[WIRE] = to_wire(prepared, length, tokens)
+        wired = _wired(processor.steerfast, extra[FIELD], request)
     except ValueError as error:
         raise _refuse(error, extra.get(FIELD)) from error
-    condition = prepared.plan.condition
-    if condition is not None and condition.averages:
+    if wired is None:
+        return request
+    params.extra_args[WIRE] = wired.wire
+    if wired.reads_prompt:
         params.skip_reading_prefix_cache = True
     metrics.STEERED.inc()
     return request
+
+
+def _wired(front: Front, value: object, request: Any) -> Wired | None:
+    """As it was read ahead, else now."""
+    tokens = request.prompt_token_ids if request.prompt_embeds is None else None
+    length = len(tokens) if tokens is not None else len(request.prompt_embeds)
+    ahead = AHEAD.get()
+    if ahead is None or not ahead.of(value, length, tokens):
+        return front.wire(value, length, tokens)
+    if ahead.refusal is not None:
+        raise ahead.refusal
+    return ahead.wired
 
 
 def _refuse_beams(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from steerfast import __version__
 from steerfast.errors import SteerfastError
-from steerfast.io.plans import plan_from_json
 from steerfast.ops import backends
 from steerfast.plans.plan import Plan
 from steerfast.routing.packed import PackedRequests
@@ -22,7 +21,7 @@ from steerfast.serving.vllm.arming import is_on, settings_of
 from steerfast.serving.vllm.device_route import DeviceRoute
 from steerfast.serving.vllm.norms import find_llama, steer_norms
 from steerfast.serving.vllm.rows import FixedRows
-from steerfast.serving.wire import WIRE
+from steerfast.serving.wire import WIRE, from_wire
 from steerfast.table.table import Table
 
 _REMEMBERED = 256
@@ -127,7 +126,7 @@ class Steering:
     def _plan(self, wire: dict[str, Any]) -> Plan:
         digest = wire["digest"]
         if digest not in self._plans:
-            plan = plan_from_json(wire["plan"])
+            plan = from_wire(wire)
             if plan.digest != digest:
                 raise SteerfastError(
                     f"plan {digest[:8]} arrived as {plan.digest[:8]}: the front end and this worker differ"
