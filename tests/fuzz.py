@@ -16,6 +16,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def main() -> int:
         wanted = ["plans"]
     torch.set_num_threads(1)
     set_verbosity_error()
+    warnings.simplefilter("ignore")  # of doses: any is drawn
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
     begun, summary = time.monotonic(), {}
     for at, name in enumerate(wanted):

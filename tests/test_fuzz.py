@@ -18,6 +18,7 @@ from steerfast.plans.condition import Condition
 from steerfast.routing.routing import Routing
 from steerfast.table import lowering, programs
 
+pytestmark = pytest.mark.filterwarnings("ignore:the plan adds:UserWarning")
 TRIALS, SEED = 250, 1
 routing = import_module("steerfast.routing.routing")
 itinerary = import_module(
@@ -114,7 +115,7 @@ FAULTS = {
     "the layers above a condition": instead(
         Condition, "steers_above", property(lambda self: self.decided_at)
     ),
-    "a scale": after(lowering, "_mean_norm", lambda norm: 1.01 * norm),
+    "a scale": after(lowering, "mean_norms", lambda found: lambda site: 1.01 * found(site)),
     "a finish": lambda patch: patch.setitem(lowering.FINISH_CODES, "shrink", 0),
     "a subspace": instead(
         programs, "_basis", lambda members: [term.unit(layer) for term, layer in members]
