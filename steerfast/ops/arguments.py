@@ -79,14 +79,14 @@ def explain(parts: Parts) -> None:
                     f"{op}: {name} has strides {written.stride()}; in place it must be rows at one stride, "
                     "contiguous within a row and not overlapping"
                 )
-        refuse_shared_memory(parts)
 
 
 def refuse_shared_memory(parts: Parts) -> None:
     """ValueError where x and residual of a call in place have an element in common: one result would overwrite
-    the other, or an input that is still to be read."""
+    the other, or an input that is still to be read. It asks for addresses, which no tensor has while a graph is
+    traced, so it is for those who compute: ``explain`` does not."""
     x, residual = parts.x, parts.residual
-    if x is None or not _overlap(x, residual):
+    if x is None or torch.compiler.is_compiling() or not _overlap(x, residual):
         return
     other = "steer_add" if parts.op == "steer_halves_" else parts.op.removesuffix("_")
     raise ValueError(
@@ -98,7 +98,7 @@ def refuse_shared_memory(parts: Parts) -> None:
 def _overlap(x: Tensor, residual: Tensor) -> bool:
     """Whether two tensors [..., D] of one shape and dtype have an element in common. What has no memory has none."""
     begins = x.data_ptr(), residual.data_ptr()
-    if 0 in begins or x.device != residual.device:  # 0: on meta, or while a graph is traced
+    if 0 in begins or x.device != residual.device:  # 0: on meta
         return False
     ends = [begin + _extent(one) for begin, one in zip(begins, (x, residual), strict=True)]
     if ends[0] <= begins[1] or ends[1] <= begins[0]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from steerfast.ops.arguments import explain, norm_order_flag, validate
+from steerfast.ops.arguments import explain, norm_order_flag, refuse_shared_memory, validate
 from steerfast.ops.forms import Flat, NormOrder, parts_of
 from steerfast.ops.records import Steering
 
@@ -182,6 +182,8 @@ def _explain(op: str, arguments: tuple[Any, ...], error: RuntimeError) -> None:
     """ValueError if it was for an argument; or for a value, where the CPU kernel met one outside of the table."""
     parts = parts_of(op, arguments)
     explain(parts)
+    if parts.in_place:
+        refuse_shared_memory(parts)
     steering = parts.steering
     if steering is None or "not in the table" not in str(error):
         return

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from steerfast.ops import reference
-from steerfast.ops.arguments import explain
+from steerfast.ops.arguments import explain, refuse_shared_memory
 from steerfast.ops.forms import Parts, flat
 from steerfast.ops.interface import Ops
 
@@ -36,6 +36,7 @@ def _step(parts: Parts) -> tuple[Tensor, Tensor | None]:
 
 def _write(parts: Parts) -> None:
     explain(parts)
+    refuse_shared_memory(parts)
     targets = (
         [_rows(parts.residual)] if parts.x is None else [_rows(parts.residual), _rows(parts.x)]
     )
@@ -48,6 +49,7 @@ def _write(parts: Parts) -> None:
 
 
 def _write_halves(parts: Parts) -> None:
+    refuse_shared_memory(parts)
     reference.write_halves(parts, _step(parts)[0])
 
 

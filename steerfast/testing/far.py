@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,11 +20,19 @@ from steerfast.testing.trial import ROWS, Trial, assert_near
 Law = Callable[..., None]
 # |h|, then |delta|: beyond 1.8e19 and below 1e-22 a sum of squares leaves float32.
 LENGTHS = (1e-37, 1e-23, 1.0, 2e19, 1e37)
+FINISHES = ("none", "preserve", "shrink")
 
 
-def finishes_reach_far(backend: Any, dtype: torch.dtype, width: int, device: str = "cpu") -> None:
+def finishes_reach_far(
+    backend: Any,
+    dtype: torch.dtype,
+    width: int,
+    device: str = "cpu",
+    *,
+    lengths: Sequence[float] = LENGTHS,
+) -> None:
     """y |h|/|y| in closed form, whatever the lengths of h and y; beside it an ordinary row, as it is alone."""
-    for h, delta in _far_rows(dtype, width):
+    for h, delta in _far_rows(dtype, width, lengths):
         for finish in ("preserve", "shrink"):
             trial = Trial(dtype, width, device)
             out = trial.steered(backend, trial.case((), h=h, finish=finish, delta=delta))
@@ -39,23 +47,32 @@ def finishes_reach_far(backend: Any, dtype: torch.dtype, width: int, device: str
             assert torch.equal(out[-1:], beside), f"{what}: the ordinary row beside it changes"
 
 
-def _far_rows(dtype: torch.dtype, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(h, delta) with |h| and |delta| as LENGTHS says, as far as the dtype holds them; the last row is ordinary."""
+def _far_rows(
+    dtype: torch.dtype, width: int, lengths: Sequence[float]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(h, delta) with |h| and |delta| of ``lengths``, as far as the dtype holds them; the last row is ordinary."""
     source = Trial(dtype, width, "cpu").source
-    for length in LENGTHS:
+    for length in lengths:
         if not 1e-3 < length < 1e3 and dtype is torch.float16:
             continue
-        for of_delta in LENGTHS:
+        for of_delta in lengths:
             h = length * torch.stack([source.direction() for _ in range(ROWS)]).double()
             h[-1] = source.direction()
             yield h.to(dtype), (of_delta * source.direction().double()).float()
 
 
-def lengths_reach_far(backend: Any, dtype: torch.dtype, width: int, device: str = "cpu") -> None:
+def lengths_reach_far(
+    backend: Any,
+    dtype: torch.dtype,
+    width: int,
+    device: str = "cpu",
+    *,
+    lengths: Sequence[float] = (1e-37, 1e-30, 1e-22, 1e19, 1e25, 1e36),
+) -> None:
     """What reads |h|: ``c n v``, and a cosine gate that is open at one side of its key and closed at the other."""
     if dtype is torch.float16:
         return
-    for length in (1e-37, 1e-30, 1e-22, 1e19, 1e25, 1e36):
+    for length in lengths:
         trial = Trial(dtype, width, device)
         v, key = trial.source.direction(), trial.source.direction()
         row, row_key = trial.table.row(v), trial.table.row(key)
@@ -89,7 +106,12 @@ def turns_reach_far(backend: Any, dtype: torch.dtype, width: int, device: str = 
 
 
 def not_finite_is_the_same(
-    backend: Any, dtype: torch.dtype, width: int, device: str = "cpu"
+    backend: Any,
+    dtype: torch.dtype,
+    width: int,
+    device: str = "cpu",
+    *,
+    finishes: Sequence[str] = FINISHES,
 ) -> None:
     """A row with NaN or infinities: NaN and infinities where the reference has them, for every operator, gate and
     finish, and whatever the row beside it does."""
@@ -100,7 +122,6 @@ def not_finite_is_the_same(
     h[2, 0] = -torch.inf
     h[3, 0], h[3, -1] = torch.inf, -torch.inf
     h[4, 0], h[4, -1] = torch.nan, torch.inf
-    finishes = ("none", "preserve", "shrink")
     for place, (name, make) in enumerate(OPERATORS.items()):
         if name == "slerp" and width == 1:
             continue
@@ -110,7 +131,7 @@ def not_finite_is_the_same(
                 reads = trial.maker.gated(reads, gate)
             # One that reads the row's length and writes nothing.
             reads = recipes.joined(reads, [Read(Op.RELATIVE, -1, -1, slope=1.0)])
-            finish = finishes[(place + gate) % 3]
+            finish = finishes[(place + gate) % len(finishes)]
             case = trial.case(reads, h=h, finish=finish)
             what = f"{name}, {gate.name}, {finish}"
             _assert_same_set(trial.steered(backend, case), case.h, case, what)

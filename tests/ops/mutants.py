@@ -218,6 +218,9 @@ CPU = {
     "factor upside down": Mutant(
         "lengths.h", "float factor = ", "before.root / after.root", "after.root / before.root"
     ),
+    "short rows not raised": Mutant("lengths.h", "return ", "kRaise", "1.f"),
+    "long rows not lowered": Mutant("lengths.h", "1.f : ", "kLower", "1.f"),
+    "factor's root once": Mutant("cpu/reading.h", "Lanes::fill(", "twice ? factor : 1.f", "1.f"),
     "last element lost": Mutant(
         "cpu/tile.h",
         "std::memcpy(pad, data + start, ",
@@ -262,6 +265,9 @@ TRITON = {
     ),
     "finishes swapped": Mutant("lengths.py", "(finish ", "== SHRINK", "!= SHRINK"),
     "no finish": Mutant("lengths.py", "    y = y", " * factor\n    if far", "\n    if far"),
+    "short rows not raised": Mutant("lengths.py", "LEAST, ", "RAISE", "1.0"),
+    "long rows not lowered": Mutant("lengths.py", "RAISE, ", "LOWER", "1.0"),
+    "factor's root once": Mutant("lengths.py", "    if far:\n        y = y", " * factor", ""),
     "fp32 order ignored": Mutant("steer_add_rms_norm.py", "if ", "not FP32_NORM", "True"),
     "no eps": Mutant("steer_add_rms_norm.py", "mean", " + tl.cast(eps, tl.float32)", ""),
 }

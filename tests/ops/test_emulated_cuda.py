@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from steerfast import testing
 from steerfast.ops import reference
+from steerfast.ops.records import Op, Read
 
 
 def beside(name: str):
@@ -187,6 +188,49 @@ def test_all_forms_have_the_same_bits(driver, dtype: torch.dtype) -> None:
 def test_exact_laws(driver, law: str) -> None:
     for dtype, width in ((torch.float32, 100), (torch.bfloat16, 72), (torch.float16, 64)):
         testing.EXACT_LAWS[law](emulated.Ops(driver, **FEW), dtype, width)
+
+
+# --- numbers at the edge, as docs/operators.md has them: no sum is taken again
+HELD = (1e-17, 1.0, 8e18)  # together still below 1.8e19
+FAR_LAWS = {
+    "finishes_reach_far": {"lengths": HELD},
+    "lengths_reach_far": {"lengths": HELD},
+    "turns_reach_far": {},
+    "not_finite_is_the_same": {"finishes": ("none",)},
+    "norms_are_the_models": {},
+}
+
+
+@pytest.mark.parametrize("law", testing.FAR_LAWS)
+def test_far_laws_within_the_limit(driver, law: str) -> None:
+    for dtype, width in ((torch.float32, 100), (torch.bfloat16, 72), (torch.float16, 64)):
+        testing.FAR_LAWS[law](emulated.Ops(driver, **FEW), dtype, width, **FAR_LAWS[law])
+
+
+# |h|, |delta|, then what a finish makes of the row: one square leaves float32, or both do.
+BEYOND = {
+    "y too long": (1.0, 2e19, lambda h, y: torch.zeros_like(y)),
+    "both too long": (2e19, 2e19, lambda h, y: torch.full_like(y, torch.nan)),
+    "h too short": (1e-23, 1.0, lambda h, y: torch.zeros_like(y)),
+    "both too short": (1e-23, 1e-23, lambda h, y: y),
+}
+
+
+@pytest.mark.parametrize("finish", ["preserve", "shrink"])
+@pytest.mark.parametrize("name", BEYOND)
+@pytest.mark.parametrize("room", [False, True], ids=["without programs", "with"])
+def test_a_finish_beyond_the_limit(driver, name: str, finish: str, room: bool) -> None:
+    of_h, of_delta, made = BEYOND[name]
+    table = testing.Table(72)
+    axes = torch.eye(72)
+    h, delta = of_h * (axes[:1] + axes[1:2]), of_delta * (axes[0] + axes[2])
+    if room:
+        table.program([Read(Op.KEY, table.row(axes[0]), -1)])
+    steering = table.steering(torch.tensor([table.slot(delta, (), finish)]), torch.ones(1))
+    found = emulated.Ops(driver, **FEW).steer(h, steering)
+    wanted = made(h, h + delta)
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
 
 
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)

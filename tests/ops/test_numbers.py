@@ -7,6 +7,7 @@ import torch
 
 from steerfast import ops, testing
 from steerfast.ops import reference
+from steerfast.ops import triton as triton_ops
 from steerfast.testing import recipes
 
 D = 8
@@ -52,7 +53,7 @@ def test_what_no_row_reads_is_in_no_gradient():
     assert torch.equal(h.grad, torch.ones(1, D))
 
 
-@pytest.mark.parametrize("run", [ops, reference], ids=["fused", "reference"])
+@pytest.mark.parametrize("run", [ops, reference, triton_ops], ids=["fused", "reference", "triton"])
 def test_in_place_refuses_what_overlaps(run):
     table = testing.Table(D)
     slots = torch.full((3,), table.slot(E[0]))
@@ -75,6 +76,19 @@ def test_in_place_refuses_what_overlaps(run):
             with pytest.raises(ValueError, match=rf"^{name}: x and residual share .* x.clone\(\)"):
                 getattr(run, name)(x, residual, *rest)
             assert torch.equal(memory, before)
+
+
+@pytest.mark.parametrize("run", [ops, reference], ids=["fused", "reference"])
+def test_traced_in_place(run):
+    """What is traced has no addresses, so nothing may ask for them."""
+    x, residual, weight = torch.randn(3, D), torch.randn(3, D), torch.ones(D)
+    wanted = reference.add_rms_norm(x, residual, weight, 1e-6)
+    torch._dynamo.reset()
+    step = torch.compile(run.add_rms_norm_, fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch.no_grad():
+        step(x, residual, weight, 1e-6)
+    assert torch.equal(residual, wanted[0])
+    assert torch.allclose(x, wanted[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("run", [ops, reference], ids=["fused", "reference"])
