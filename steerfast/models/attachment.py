@@ -7,6 +7,7 @@ of where the caller stands (``scope``).
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -46,7 +47,8 @@ class Attachment:
         self.model_name = model_name
         self.rebindings = Rebindings()
         self.is_attached = True
-        self.uses: set[PlansInForce] = set()  # open ones, of all threads
+        self.uses: weakref.WeakSet[PlansInForce] = weakref.WeakSet()  # open ones, of all threads
+        self.engines: weakref.WeakSet[Any] = weakref.WeakSet()  # managers of continuous batching
         self.last: ForwardPass | None = None  # whoever ran it
         self.here = Here()
         self._states = PerThread(lambda: ThreadState(table))
@@ -79,8 +81,8 @@ class Attachment:
                 return use
             if use.owner != who_runs():
                 raise SteerfastError(
-                    "the use() in which this thread or task was started has ended before it ran the model; wait for it inside "
-                    "the block, or call handle.use(...) in it, with None for no steering"
+                    "the use() that was in force where this thread or task was started has ended, and it runs the model "
+                    "still; wait for it inside the block, or call handle.use(...) in it, with None for no steering"
                 )
         return None
 
@@ -91,6 +93,11 @@ class Attachment:
 
     def begin_reading(self) -> tuple[PlansInForce | None, InUse]:
         """What the forward that begins here is steered by, kept as it is until ``lease.end_reading``."""
+        prepared = self.state.prepared
+        if prepared is not None:  # a generation keeps what it began under
+            in_use = NOTHING if prepared.use is None else prepared.use.begin_reading()
+            assert in_use is not None
+            return prepared.use, in_use
         while (use := self.in_force()) is not None:
             in_use = use.begin_reading()
             if in_use is not None:
@@ -99,10 +106,23 @@ class Attachment:
 
     def follow(self) -> Routing:
         """The routing of this thread, made for what is in use here."""
-        routing, in_use = self.routing, self.in_use()
+        return self._assigned(self.in_use())
+
+    def _assigned(self, in_use: InUse) -> Routing:
+        routing = self.routing
         if routing.in_use is not in_use:
             routing.assign(in_use)
         return routing
+
+    def hold(self, generation: Generation) -> None:
+        """Keep what is in force here for a generation that begins; ``let_go`` when it has ended."""
+        while (use := self.in_force()) is not None and not use.lease.hold():
+            pass  # it has ended in between; what is in force now?
+        generation.use = use
+
+    def let_go(self, generation: Generation) -> None:
+        if generation.use is not None:
+            generation.use.lease.give_back()
 
     def note_sites(self, sites: AbstractSet[int]) -> None:
         """Conditions will read there."""
@@ -136,13 +156,25 @@ class Attachment:
             if self._running[me] == 0:
                 del self._running[me]
 
-    def check_quiet(self, what: str) -> None:
-        """SteerfastError while another thread runs the model."""
+    def check_quiet(self) -> None:
+        """SteerfastError where somebody would go on unsteered after a detach."""
+        me = who_runs()
         with self.table.lock:
-            others = set(self._running) - {threading.get_ident()}
-        if others:
+            running = len(self._running)
+            elsewhere = sum(use.in_block and use.owner != me for use in self.uses)
+        if running:
             raise SteerfastError(
-                f"cannot {what} while {len(others)} other thread(s) run the model, which would go on half steered; wait for them"
+                f"cannot detach while {running} thread(s) run the model (this one included), which would go on unsteered; wait "
+                "for them"
+            )
+        if elsewhere:
+            raise SteerfastError(
+                f"cannot detach while {elsewhere} blocks of use() in other threads or tasks go on, which would be unsteered; let "
+                "them end"
+            )
+        if any(engine.is_running() for engine in self.engines):
+            raise SteerfastError(
+                "cannot detach while a manager of continuous batching runs, whose requests would go on unsteered; stop it"
             )
 
     @contextmanager
@@ -154,30 +186,31 @@ class Attachment:
                 "after"
             )
         state = self.state
-        while (use := self.in_force()) is not None and not use.lease.hold():
-            pass  # it has ended in between; what is in force now?
+        self.hold(generation)
         outer, state.generation = state.generation, generation
-        generation.use = use
         self.begin_running()
         try:
             yield
         finally:
             self.end_running()
             state.generation, state.prepared = outer, None
-            if use is not None:
-                use.lease.give_back()
+            self.let_go(generation)
 
     def prepare(
         self, generation: Generation, batch: int, length: int, mask: Tensor | None, seen: int
     ) -> None:
         """Route the forward that comes next in this thread, into fixed buffers: ``length`` columns of a generation after
         ``seen``."""
-        state = self.state
-        routing = self.follow()
+        if not self.is_attached:
+            raise SteerfastError(
+                "this model is detached, so nothing would be steered; attach it again"
+            )
+        use = generation.use
+        routing = self._assigned(NOTHING if use is None else use.in_use)
         routing.in_use.check_batch(batch, exact=False)
         generation.route(routing, batch, length, mask, seen)
         again = partial(self.prepare, generation, batch, length, mask, seen)
-        state.prepared = Prepared(batch * length, routing.in_use, again)
+        self.state.prepared = Prepared(batch * length, use, routing.in_use, again)
 
     def note(
         self,

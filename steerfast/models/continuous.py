@@ -54,6 +54,7 @@ def _steer_manager(manager: Any, shared: Attachment) -> None:
                 "needs; generate() works, or use a version that is known here (5.17 to 5.23)"
             )
     requests = PackedRequests(Routing(shared.table))
+    shared.engines.add(manager)
     add, add_many = manager.add_request, manager.add_requests
     create, stop = manager._create_batch_processor, manager.stop
     manager.add_request = _AddRequest(manager, shared, requests, add)
@@ -118,6 +119,11 @@ class _AddRequest:
         plan: Plan | None = _DEFAULT,
         **kwargs: Any,
     ) -> Any:
+        if not self.shared.is_attached:
+            raise SteerfastError(
+                "the model of this manager is detached, so its requests would run unsteered; attach it again, and make a manager "
+                "then"
+            )
         with self.naming:
             if request_id is None:
                 with self.manager._request_lock:

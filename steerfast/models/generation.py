@@ -23,7 +23,7 @@ class Generation:
     """One call of ``generate``.
 
     tokens: the ids of the prompts [R, T], None where embeddings were given. mask: theirs. width: columns of the
-    prompt, padding and tokens that a given cache already holds included. use: what a ``generate`` began under.
+    prompt, padding and tokens that a given cache already holds included. use: what it began under.
     """
 
     def __init__(self, tokens: Tensor | None, mask: Tensor | None, width: int) -> None:

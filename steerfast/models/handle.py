@@ -161,12 +161,12 @@ class Handle:
     def detach(self) -> None:
         """Put the model's own methods back, the very same objects. Harmless twice.
 
-        Raises SteerfastError, with nothing changed, if another library has patched over ours since, or another thread is
-        running the model.
+        Raises SteerfastError, with nothing changed, if another library has patched over ours since, while the model runs, and
+        while a ``use`` of another thread or task, or a manager of continuous batching, goes on.
         """
         if not self._shared.is_attached:
             return
-        self._shared.check_quiet("detach")
+        self._shared.check_quiet()
         self._shared.rebindings.restore()
         self._shared.is_attached = False
         for use in list(self._shared.uses):

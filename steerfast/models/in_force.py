@@ -26,6 +26,7 @@ class PlansInForce(Scope):
     ) -> None:
         super().__init__(attachment)
         self.single, self.prompt_lengths, self.prompts = single, lengths, prompts
+        self.in_block = False  # of a ``with``, which has an end
         self.lease = Lease(table, plans)
         self._in_use = InUse(self.lease.entries, single, lengths, prompts)
 

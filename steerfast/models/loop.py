@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerfast.errors import SteerfastError
 from steerfast.models import scope
 from steerfast.models.attachment import Attachment
 from steerfast.models.generation import Generation
@@ -24,6 +25,7 @@ class Loop(InLoop):
             graph.replay()                                # or a compiled step, or model(...)
 
     A step routes the forward that follows in the same thread, into fixed buffers: a captured or compiled forward reads them.
+    The loop keeps the ``use`` that it is opened under, whose plans ``use.change`` changes.
     """
 
     def __init__(self, attachment: Attachment, tokens: Tensor, mask: Tensor | None) -> None:
@@ -34,10 +36,15 @@ class Loop(InLoop):
         if mask is not None:
             check_mask(mask, self._batch, width)
         self._generation = Generation(tokens, mask, width)
+        attachment.hold(self._generation)
         self.seen = 0
 
     def step(self, length: int, seen: int | None = None) -> None:
-        """Route the next ``length`` columns of every row, after those so far or, if that was rewound, ``seen``."""
+        """Route the next ``length`` columns of every row, after those so far or, if that was rewound, ``seen``.
+
+        SteerfastError where the loop has ended, or another ``use`` than its own is in force.
+        """
+        self._check()
         if seen is not None:
             self.seen = seen
         mask, generation = self._mask, self._generation
@@ -52,11 +59,30 @@ class Loop(InLoop):
         self._attachment.note(shape, self._attachment.routing, None)  # no forward runs in a replay
         self.seen += length
 
+    def _check(self) -> None:
+        if not self.is_open:
+            raise SteerfastError("this loop has ended; call handle.generating(...) again")
+        here = self._attachment.in_force()
+        if here is not None and here is not self._generation.use:
+            raise SteerfastError(
+                "another use() is in force here than where this loop was opened, and which one it means is not known; open the "
+                "loop inside of it, or change plans by use.change(...)"
+            )
+
+    def _end(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            self._attachment.let_go(self._generation)
+
     def __enter__(self) -> Loop:
         scope.enter(self)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.is_open = False
         scope.leave(self)
         self._attachment.state.prepared = None
+        self._end()
+
+    def __del__(self) -> None:
+        if getattr(self, "is_open", False) and hasattr(self, "_generation"):
+            self._end()

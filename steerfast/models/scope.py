@@ -50,9 +50,11 @@ def enter(one: Scope) -> None:
     _entered.set((*kept, one))
 
 
-def leave(one: Scope) -> None:
-    """It holds here no longer. Harmless where it was not entered."""
-    _entered.set(tuple(other for other in _entered.get() if other is not one))
+def leave(one: Scope) -> bool:
+    """It holds here no longer. Harmless where it did not, which is False."""
+    here = _entered.get()
+    _entered.set(tuple(other for other in here if other is not one))
+    return one in here
 
 
 def _within(inherited: tuple[Scope, ...], run: Callable[..., Any]) -> Callable[..., Any]:

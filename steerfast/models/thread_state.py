@@ -7,16 +7,18 @@ from typing import NamedTuple
 
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.generation import Generation
+from steerfast.models.in_force import PlansInForce
 from steerfast.routing.in_use import InUse
 from steerfast.routing.routing import Routing
 from steerfast.table.table import Table
 
 
 class Prepared(NamedTuple):
-    """A route in the buffers, for the forward that comes next: of so many rows, made for what was in use then; ``again``
-    makes it anew."""
+    """A route in the buffers, for the forward that comes next: of so many rows, by a use (None: not steered), made for what
+    that said then; ``again`` makes it anew."""
 
     rows: int
+    use: PlansInForce | None
     in_use: InUse
     again: Callable[[], None]
 

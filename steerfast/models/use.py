@@ -71,6 +71,9 @@ class Use(PlansInForce):
     def close(self) -> None:
         """End it; the plans in force before return. Harmless twice."""
         scope.leave(self)
+        self._end()
+
+    def _end(self) -> None:
         self._attachment.end_use(self)
         with suppress(
             SteerfastError
@@ -82,6 +85,11 @@ class Use(PlansInForce):
             raise SteerfastError(
                 "this use() has ended; call handle.use(...) again for another block"
             )
+        if self.in_block:
+            raise SteerfastError(
+                "this use() has a block already, at whose end it ends; call handle.use(...) for another"
+            )
+        self.in_block = True
         return self
 
     def __exit__(
@@ -90,4 +98,16 @@ class Use(PlansInForce):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        was_open, held_here = self.is_open, scope.leave(self)
+        self._end()
+        if was_open and not held_here and error is None:
+            raise SteerfastError(
+                "this block of use() ends in another thread or task than it began in, as that of a generator whose steps run in "
+                "several: what ran in them was not steered by it. Call handle.use(...) around each step, or run all steps in one "
+                "thread or task"
+            )
+
+    def __del__(self) -> None:
+        """The thread or task that called it is gone, and so is everybody who could end it."""
+        if getattr(self, "is_open", False):
+            self._attachment.end_use(self)

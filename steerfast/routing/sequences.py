@@ -33,8 +33,9 @@ class Sequences(NamedTuple):
 def packed_sequences(position_ids: Tensor, real: Tensor | None, batch: int) -> Sequences | None:
     """The sequences of a batch of rows, or None where every row is one.
 
-    position_ids: [B or 1, T]. real: [B or 1, T], 0 for padding, or None. A sequence begins at a token whose position id is not
-    greater than that of the token before it; ids that skip some stay in theirs.
+    position_ids: [B or 1, T]. real: [B or 1, T], 0 for padding, or None: there is no mask. A sequence begins where ids do
+    not go on by one, as transformers separates them where there is no mask; beside a mask, where they do not ascend, and
+    ids that skip some stay in theirs.
     """
     ids = position_ids.expand(batch, -1).to(torch.int64)
     token = torch.ones_like(ids, dtype=torch.bool) if real is None else (real != 0).expand_as(ids)
@@ -42,7 +43,7 @@ def packed_sequences(position_ids: Tensor, real: Tensor | None, batch: int) -> S
     lowest = torch.iinfo(torch.int64).min
     known = torch.where(token, ids, lowest)
     before = torch.cat([torch.full_like(known[:, :1], lowest), _last_known(known, token)], 1)
-    starts = token & (known <= before) | _first(token)
+    starts = token & (known != before + 1 if real is None else known <= before) | _first(token)
     if int(starts.sum()) <= int(token.any(-1).sum()):
         return None
     number = starts.reshape(-1).cumsum(0).reshape(starts.shape) - 1
