@@ -104,6 +104,8 @@ class Generation:
             if self.tokens is None or self.tokens.shape[1] != self.width:
                 return None
             given = prompts_of(self.tokens, self.mask, None)
+        elif self.tokens is not None and self.tokens.shape[1] == self.width:
+            routing.in_use.check_ids(prompts_of(self.tokens, self.mask, None))
         if rows % len(given):
             raise ValueError(f"use() was given {len(given)} prompts, but generate has {rows} rows")
         each = [list(prompt) for prompt in given for _ in range(rows // len(given))]

@@ -173,6 +173,9 @@ class SteeredModel:
         self.model, self.forwards, self.original = model, forwards, original
         self.layers, self.first = layers, first
         self._plain = [one.layer for one in layers]
+        kinds = {type(model), *(type(one.layer) for one in layers)}
+        kinds |= {one.norm_class for one in layers} | {type(model.norm)}
+        self._forwards_of = [(kind, kind.forward) for kind in kinds]
 
     def forward(
         self,
@@ -244,7 +247,13 @@ class SteeredModel:
         return stream
 
     def _check_layers(self) -> None:
-        """A layer that was swapped for another would run unsteered."""
+        """A layer that was swapped for another would run unsteered, and a class's new forward would not be called."""
+        for kind, forward in self._forwards_of:
+            if kind.forward is not forward:
+                raise SteerfastError(
+                    f"{kind.__name__}.forward was replaced after attach, by {kind.forward!r}, and would not be called; undo "
+                    "that, or detach and attach again"
+                )
         now = list(self.model.layers._modules.values())
         if now == self._plain:  # compares identities, in C
             return

@@ -103,6 +103,17 @@ class InUse:
                 "give one length per row"
             )
 
+    def check_ids(self, rows: Sequence[Sequence[int]]) -> None:
+        """ValueError where the prompts that ``use`` was given are not those that rows of ids begin with."""
+        for number, (prompt, row) in enumerate(zip(self.prompts or (), rows, strict=False)):
+            pairs = enumerate(zip(prompt, row, strict=False))
+            at = next((place for place, (told, read) in pairs if told != read), None)
+            if at is not None:
+                raise ValueError(
+                    f"the prompt of row {number} was given to use(prompts=) with token {prompt[at]} at position {at}, and the "
+                    f"model reads {row[at]} there; give the ids that it reads, without padding"
+                )
+
     def check_whole(
         self, entries: Sequence[Entry | None], prompts: Sequence[Sequence[int]]
     ) -> None:

@@ -37,15 +37,23 @@ class Inputs(NamedTuple):
         return int(self.seen)
 
 
+def _counts(ids: Any, batch: int, length: int) -> bool:
+    """Whether they are an integer for each token."""
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype is torch.bool:
+        return False
+    return ids.ndim == 2 and ids.shape[1] == length and ids.shape[0] in (1, batch)
+
+
 def inputs_of(
     like: Tensor, tokens: Tensor | None, mask: Any, position_ids: Tensor | None, cache: Any
 ) -> Inputs:
-    """From the arguments of a model of transformers. Position ids of several axes say nothing of the order of tokens."""
+    """From the arguments of a model of transformers. Position ids of several axes say nothing of the order of tokens, and
+    what is no position ids is left to the model to refuse."""
     kind = ""
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
         kind = f"{mask.ndim}-D" if isinstance(mask, Tensor) else "custom"
         mask = None
-    if position_ids is not None and position_ids.ndim != 2:
+    if not _counts(position_ids, int(like.shape[0]), int(like.shape[1])):
         position_ids = None
     seen = 0 if cache is None else cache.get_seq_length()
     return Inputs(like, tokens, mask, position_ids, seen, kind)

@@ -39,7 +39,7 @@ class Routing:
         self._unknown: SteerfastError | None = None  # why a bare forward cannot be routed
         self._assigned_for: object = None  # the generation whose rows the route is made of, if any
         self._judged: object = (
-            None  # the generation, or lengths and conditions, whose verdicts are held
+            None  # whose verdicts are held: a generation, or lengths and conditions
         )
         self._settled_rows: Rows
         self._settles_at = 0  # from this position on, its rows keep their slots and gains
@@ -149,10 +149,12 @@ class Routing:
         in_use.check_lengths(batch)
         if in_use.lengths is None and in_use.by_prompt and inputs.begun != 0:
             raise SteerfastError(
-                f"this forward goes on behind {inputs.begun or 'some'} tokens of a cache, and where the prompt ends is not known, so prompt "
-                "and generated tokens cannot be told apart; call generate of the model that was attached, say where "
-                "prompts end (handle.use(plans, prompt_lengths=[...])), or run the loop in handle.generating(ids, mask)"
+                f"this forward goes on behind {inputs.begun or 'some'} tokens of a cache, and where the prompt ends is not "
+                "known, so prompt and generated tokens cannot be told apart; call generate of the model that was attached, say "
+                "where prompts end (handle.use(plans, prompt_lengths=[...])), or run the loop in handle.generating(ids, mask)"
             )
+        if in_use.prompts is not None and tokens is not None and inputs.begun == 0:
+            in_use.check_ids(prompts_of(tokens, inputs.mask, None))
         if self._unknown is None:
             return
         if in_use.prompts is None and tokens is not None and inputs.begun == 0:
@@ -176,6 +178,8 @@ class Routing:
         in_use, given = self.in_use, self.in_use.lengths
         entries = in_use.of_sequences(batch, packed.row_of)
         prompts: Sequence[Sequence[int]] | None = in_use.prompts
+        if prompts is not None and inputs.tokens is not None:
+            in_use.check_ids(packed.split(inputs.tokens))
         if prompts is None and inputs.tokens is not None:
             prompts = [
                 one[:length]

@@ -296,7 +296,7 @@ def test_a_thread_whose_use_has_ended_before_it_ran_the_model_says_so(model, wan
 
     def late():
         go.wait()
-        with pytest.raises(SteerfastError, match="has ended before it ran the model"):
+        with pytest.raises(SteerfastError, match="has ended, and it runs the model"):
             answer(model, PROMPTS[0])
         with handle.use(None):
             found["told"] = answer(model, PROMPTS[0])
@@ -366,7 +366,7 @@ def test_a_forward_that_is_running_keeps_what_it_reads():
             use.change(PLANS[-6.0])
         with pytest.raises(TableFullError):  # one of the two slots is being read
             handle.use([PLANS[20.0], steer(VECTOR, 9.0, layers=[LAYER])])
-        with pytest.raises(SteerfastError, match="cannot detach while 1 other thread"):
+        with pytest.raises(SteerfastError, match="cannot detach while 1 thread"):
             handle.detach()
         go_on.set()
         thread.join()
