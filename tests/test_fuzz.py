@@ -19,7 +19,7 @@ from steerfast.routing.routing import Routing
 from steerfast.table import lowering, programs
 
 pytestmark = pytest.mark.filterwarnings("ignore:the plan adds:UserWarning")
-TRIALS, SEED = 250, 1
+TRIALS, SEED = 200, 1
 routing = import_module("steerfast.routing.routing")
 itinerary = import_module(
     "steerfast.routing.itinerary"
