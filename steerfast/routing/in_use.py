@@ -114,6 +114,22 @@ class InUse:
                     f"model reads {row[at]} there; give the ids that it reads, without padding"
                 )
 
+    def prompts_in(
+        self,
+        entries: Sequence[Entry | None],
+        read: Sequence[Sequence[int]] | None,
+        lengths: Sequence[int],
+    ) -> Sequence[Sequence[int]] | None:
+        """The prompts of sequences of which a forward reads these ids: as they were given, or what it reads of them."""
+        if read is None:
+            return self.prompts
+        if self.prompts is not None:
+            self.check_ids(read)
+            return self.prompts
+        prompts = [one[:length] for one, length in zip(read, lengths, strict=True)]
+        self.check_whole(entries, prompts)
+        return prompts
+
     def check_whole(
         self, entries: Sequence[Entry | None], prompts: Sequence[Sequence[int]]
     ) -> None:

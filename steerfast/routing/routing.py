@@ -177,17 +177,8 @@ class Routing:
             )
         in_use, given = self.in_use, self.in_use.lengths
         entries = in_use.of_sequences(batch, packed.row_of)
-        prompts: Sequence[Sequence[int]] | None = in_use.prompts
-        if prompts is not None and inputs.tokens is not None:
-            in_use.check_ids(packed.split(inputs.tokens))
-        if prompts is None and inputs.tokens is not None:
-            prompts = [
-                one[:length]
-                for one, length in zip(
-                    packed.split(inputs.tokens), given or packed.lengths, strict=True
-                )
-            ]
-            in_use.check_whole(entries, prompts)
+        read = None if inputs.tokens is None else packed.split(inputs.tokens)
+        prompts = in_use.prompts_in(entries, read, given or packed.lengths)
         self._assigned_for = packed  # and what is in use by itself is assigned anew thereafter
         each = self._assign_rows(entries, given or packed.lengths, prompts, None)
         if given is None:
