@@ -41,6 +41,7 @@ class ForwardPass:
         self.table, self.shape, self.rows, self.served = table, shape, rows, served
         self.judging, self.measured = judging, measured
         self.reads_first, self.fusing = reads_first, fusing
+        self.opens = False  # a forward of its own over new prompts, under plans with conditions
         self._handed: tuple[Tensor, int | None, nn.Module, Tensor] | None = None
 
     def steering(self, site: int) -> Steering:

@@ -14,6 +14,7 @@ from steerfast.errors import SteerfastError
 from steerfast.models import scope
 from steerfast.models.attachment import Attachment
 from steerfast.models.forward_pass import ForwardPass
+from steerfast.models.prompt_mark import check_mark
 from steerfast.models.rebind import standing_in
 from steerfast.models.scope import InLoop
 from steerfast.models.traced_pass import TracedPass
@@ -53,10 +54,13 @@ class Forwards:
         return self.traced if torch.compiler.is_compiling() else self.attachment.here.now
 
     @contextmanager
-    def running(self, inputs: Inputs, device: torch.device, fusing: bool) -> Iterator[ForwardPass]:
-        """A forward from its begin to its end, however it ends. device: where its layers run."""
+    def running(
+        self, inputs: Inputs, device: torch.device, fusing: bool, cache: Any = None
+    ) -> Iterator[ForwardPass]:
+        """A forward from its begin to its end, however it ends. device: where its layers run. cache: that it goes on with."""
         attachment, here = self.attachment, self.attachment.here
-        outer = here.now
+        outer, state = here.now, attachment.state
+        bare = state.prepared is None and state.packed is None
         use, in_use = attachment.begin_reading()
         attachment.begin_running()
         try:
@@ -67,9 +71,12 @@ class Forwards:
                     "a forward was called from inside of another one of the same model, and plans with conditions are in use, "
                     "which would read both; call it before or after"
                 )
+            if bare and in_use.conditional and inputs.begun != 0:
+                check_mark(cache, state.reading)
             routing = self.route(in_use, inputs)
             judging = routing.judging if routing.measuring else None
             here.now = attachment.note(inputs.shape, routing, judging, fusing)
+            here.now.opens = bare and in_use.conditional and inputs.begun == 0
             yield here.now
         finally:
             if here.now is not None and here.now is not outer:

@@ -19,6 +19,7 @@ from steerfast.models.devices import input_device
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.forwards import Forwards
 from steerfast.models.hand_over import NextNorm, at_hand, unobserved, watched_everywhere
+from steerfast.models.prompt_mark import mark
 from steerfast.models.rebind import standing_in, stands
 from steerfast.ops.records import Steering
 from steerfast.plans.sites import site_index
@@ -213,12 +214,16 @@ class SteeredModel:
             output = run(traced, **cache)
             traced.end()
             return output
-        with forwards.running(routed_by, self._device(given), fusing) as now:
+        device = self._device(given)
+        with forwards.running(routed_by, device, fusing, past_key_values) as now:
             if now.reads_first:
                 # Rows behind the prompt depend, in every layer, on what conditions read at its end.
                 with torch.no_grad(), now.reading_only():
                     run(now, past_key_values=None, use_cache=False)
-            return run(now, **cache)
+            output = run(now, **cache)
+            if now.opens:
+                forwards.attachment.state.reading = mark(output)
+            return output
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         stream = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds

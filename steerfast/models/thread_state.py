@@ -25,7 +25,8 @@ class Prepared(NamedTuple):
 
 class ThreadState:
     """routing: its routes. generation: the ``generate`` in progress. prepared: what that, or a loop, has prepared. packed:
-    of a serving engine's thread, the routing that the engine fills. last: its last forward."""
+    of a serving engine's thread, the routing that the engine fills. last: its last forward. reading: of prompts by conditions, the
+    last outside of a generation."""
 
     def __init__(self, table: Table) -> None:
         self.routing = Routing(table)
@@ -33,3 +34,4 @@ class ThreadState:
         self.prepared: Prepared | None = None
         self.packed: Routing | None = None
         self.last: ForwardPass | None = None
+        self.reading = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import threading
 
@@ -11,7 +12,15 @@ import torch
 from tiny_llama import tiny_llama
 from transformers.models.llama import modeling_llama
 
-from steerfast import AfterSequence, SteerfastError, SteeringVector, attach, steer
+from steerfast import (
+    AfterSequence,
+    Condition,
+    SteerfastError,
+    SteeringVector,
+    Test,
+    attach,
+    steer,
+)
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 ASKED = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
@@ -277,3 +286,49 @@ def test_a_class_that_is_patched_after_attach_is_noticed(handle, name, monkeypat
         with pytest.raises(SteerfastError, match=f"{name}.forward was replaced after attach"):
             handle.model(IDS)
     handle.model(IDS)
+
+
+def conditional(handle):
+    """A plan whose condition holds for one of two prompts, by their projections at the last token."""
+    prompts, read = [torch.tensor([[5, 6, 60, 61]]), torch.tensor([[9, 10, 60, 11]])], []
+    key = SteeringVector("k", {0: torch.randn(32, generator=torch.Generator().manual_seed(5))})
+    hook = handle.model.model.layers[0].register_forward_hook(
+        lambda module, inputs, output: read.append(
+            float(output[0, -1] @ key.at(0) / key.at(0).norm())
+        )
+    )
+    with torch.no_grad():
+        for ids in prompts:
+            handle.model(ids)
+    hook.remove()
+    test = Test("projection", key, 0, threshold=sum(read) / 2, below=read[0] < read[1], over="last")
+    return prompts, steer(VECTOR, 1.0, select="generated", condition=Condition(test))
+
+
+def test_caches_of_two_prompts_take_turns_under_a_condition(handle):
+    """What was read last decides; a cache of what was read before is refused, a copy of this one goes on."""
+    prompts, plan = conditional(handle)
+    new, model = torch.tensor([[20]]), handle.model
+
+    def read(ids):
+        return model(ids, use_cache=True).past_key_values
+
+    def go_on(cache):
+        return model(new, past_key_values=cache).logits
+
+    with torch.no_grad():
+        with handle.use(plan, prompt_lengths=[4]):
+            expected = [go_on(read(ids)) for ids in prompts]
+            first = read(prompts[0])
+            branch = copy.deepcopy(first)
+            assert torch.equal(go_on(first), expected[0])
+            assert torch.equal(go_on(branch), expected[0])
+            second = read(prompts[1])
+            with pytest.raises(
+                SteerfastError, match="of other prompts than those that were read last"
+            ):
+                go_on(first)
+            assert torch.equal(go_on(second), expected[1])
+        alone = [go_on(read(ids)) for ids in prompts]
+    assert not torch.equal(expected[0], alone[0])
+    assert torch.equal(expected[1], alone[1])
