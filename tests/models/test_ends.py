@@ -210,10 +210,11 @@ def test_slots_come_back_from_threads_that_never_ended_their_use():
 def decoding(handle, plan):
     """The loop of the docs as a generator of tokens."""
     step, cache = IDS, None
-    with handle.use(plan), handle.generating(IDS) as loop, torch.no_grad():
+    with handle.use(plan), handle.generating(IDS) as loop:
         while True:
             loop.step(step.shape[1])
-            output = handle.model(step, past_key_values=cache, use_cache=True)
+            with torch.no_grad():  # whose ends must not take turns
+                output = handle.model(step, past_key_values=cache, use_cache=True)
             cache, step = output.past_key_values, output.logits[:, -1:].argmax(-1)
             yield int(step)
 
