@@ -104,6 +104,12 @@ class Attachment:
                 return use, in_use
         return None, NOTHING
 
+    def read(self) -> InUse:
+        """The same of a compiled forward, of which nobody learns when it ends."""
+        prepared = self.state.prepared
+        use = self.in_force() if prepared is None else prepared.use
+        return NOTHING if use is None else use.in_use
+
     def follow(self) -> Routing:
         """The routing of this thread, made for what is in use here."""
         return self._assigned(self.in_use())

@@ -169,7 +169,7 @@ class Forwards:
 
     def compiled_route(self, inputs: Inputs) -> tuple[Rows, bool]:
         """Route a forward that begins, and say whether it would have to read the prompt first."""
-        routing = self.route(self.attachment.in_use(), inputs)
+        routing = self.route(self.attachment.read(), inputs)
         self.attachment.note(inputs.shape, routing, routing.judging)
         return routing.rows, routing.measure_first
 

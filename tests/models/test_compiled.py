@@ -122,3 +122,22 @@ def test_one_graph_in_many_threads():
             thread.join()
     assert not wrong
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
+def test_a_compiled_loop_keeps_the_use_that_it_began_under():
+    """Though that has ended."""
+    model, eager = tiny(), tiny()
+    plan = steer(vector(1), 2.0, select="generated")
+    with attach(model) as fast, attach(eager) as slow, torch.no_grad():
+        compiled = torch.compile(model.forward, backend="eager", fullgraph=True)
+        found = []
+        for handle, forward in ((fast, compiled), (slow, eager)):
+            use = handle.use(plan)
+            with handle.generating(IDS[:, :2]) as loop:
+                loop.step(2)
+                use.close()
+                cache = forward(IDS[:, :2], use_cache=True).past_key_values
+                loop.step(2)
+                found.append(forward(IDS[:, 2:], past_key_values=cache).logits)
+                assert handle.report().steered == 4
+    torch.testing.assert_close(*found)
