@@ -116,7 +116,7 @@ def test_what_a_condition_decided_is_known_or_an_error(way):
             cache = handle.model(ids[:, :length], use_cache=True).past_key_values
             elsewhere(handle, way)
             with pytest.raises(
-                SteerfastError, match="goes on at token 6 of row 0|cache is of other prompts"
+                SteerfastError, match=r"goes on at token 6 of row 0|cache is of other prompts"
             ):
                 handle.model(ids[:, length:], past_key_values=cache)
         with handle.use(plan), handle.generating(ids[:, :length]) as loop:
