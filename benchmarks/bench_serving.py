@@ -144,7 +144,9 @@ def checkpoint(model: str | None, folder: Path, dtype: str) -> str:
 
     from steerfast.models.load import load_model
 
-    load_model(dtype=getattr(torch, dtype)).model.save_pretrained(folder)
+    loaded = load_model(dtype=getattr(torch, dtype))
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)  # which a server asks for
     return str(folder)
 
 
