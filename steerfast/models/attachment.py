@@ -112,10 +112,13 @@ class Attachment:
 
     def follow(self) -> Routing:
         """The routing of this thread, made for what is in use here."""
-        return self._assigned(self.in_use())
+        return self.assigned(self.in_use())
 
-    def _assigned(self, in_use: InUse) -> Routing:
+    def assigned(self, in_use: InUse) -> Routing:
+        """The routing of this thread, made for this, where the table is."""
         routing = self.routing
+        if routing.device != self.table.device:
+            routing.to(self.table.device)
         if routing.in_use is not in_use:
             routing.assign(in_use)
         return routing
@@ -212,7 +215,7 @@ class Attachment:
                 "this model is detached, so nothing would be steered; attach it again"
             )
         use = generation.use
-        routing = self._assigned(NOTHING if use is None else use.in_use)
+        routing = self.assigned(NOTHING if use is None else use.in_use)
         routing.in_use.check_batch(batch, exact=False)
         generation.route(routing, batch, length, mask, seen)
         again = partial(self.prepare, generation, batch, length, mask, seen)

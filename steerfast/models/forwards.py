@@ -97,11 +97,7 @@ class Forwards:
             if len(state.packed.rows.slot) != inputs.rows:
                 state.packed.rows = state.packed.buffers.at(inputs.rows)
             return state.packed
-        routing = state.routing
-        if routing.device != self.attachment.table.device:
-            routing.to(self.attachment.table.device)
-        if routing.in_use is not in_use:
-            routing.assign(in_use)
+        routing = self.attachment.assigned(in_use)
         prepared, state.prepared = state.prepared, None
         if prepared is None:
             self._check_loop()

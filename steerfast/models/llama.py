@@ -227,10 +227,11 @@ class SteeredModel:
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         stream = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if stream.dtype is torch.float64 and self.forwards.attachment.backend != "reference":
+        backend = self.forwards.attachment.backend
+        if stream.dtype is torch.float64 and backend != "reference":
             raise SteerfastError(
-                f"the model is float64 now, which backend {self.forwards.attachment.backend} does not know; detach and attach again, which "
-                "takes the reference"
+                f"the model is float64 now, which backend {backend} does not know; detach and attach again, which takes the "
+                "reference"
             )
         return stream
 

@@ -55,8 +55,8 @@ class Loop(InLoop):
             more = self.seen + length - mask.shape[1]
             mask = torch.nn.functional.pad(mask, (0, more), value=1)
         self._attachment.prepare(generation, self._batch, length, mask, self.seen)
-        shape = int(self._batch), length
-        self._attachment.note(shape, self._attachment.routing, None)  # no forward runs in a replay
+        # For the report: where a captured graph is replayed, no forward says that it runs.
+        self._attachment.note((int(self._batch), length), self._attachment.routing)
         self.seen += length
 
     def _check(self) -> None:

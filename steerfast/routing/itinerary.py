@@ -12,6 +12,7 @@ from typing import NamedTuple
 from steerfast.errors import SteerfastError
 from steerfast.plans.selectors import final_token
 from steerfast.table.entry import Entry
+from steerfast.table.lowering import Lowered
 from steerfast.table.phases import MAX_SEGMENTS, Origin
 
 NEVER = 2**40  # a position that no token reaches
@@ -43,7 +44,6 @@ def itinerary(
     if prompt_length is None and prompt is not None:
         prompt_length = len(prompt)
     lowered, plan = entry.lowered, entry.plan
-    places: dict[Origin, int] = {"start": 0}
     if prompt_length is None:
         back = any(
             origin == "prompt_end" and min(offsets) < 0
@@ -51,14 +51,12 @@ def itinerary(
         )
         if back or plan.schedule is not None:
             raise _unknown_end(entry)
-    places["prompt_end"] = NEVER if prompt_length is None else prompt_length
-    for sequence in lowered.sequences:
-        if prompt is None:
-            raise SteerfastError(
-                f"plan {plan.digest[:8]} acts after a token sequence, and the prompt's tokens are not known "
-                "here; give them: handle.use(plans, prompts=[[ids], ...])"
-            )
-        places[sequence] = final_token(prompt, sequence)
+    if lowered.sequences and prompt is None:
+        raise SteerfastError(
+            f"plan {plan.digest[:8]} acts after a token sequence, and the prompt's tokens are not known "
+            "here; give them: handle.use(plans, prompts=[[ids], ...])"
+        )
+    places = places_of(lowered, NEVER if prompt_length is None else prompt_length, prompt or ())
     course = [(position, slot) for position, slot in entry.course(places) if position < NEVER]
     assert len(course) <= MAX_SEGMENTS
     starts, slots = [position for position, _ in course], [slot for _, slot in course]
@@ -71,6 +69,12 @@ def itinerary(
     return Itinerary(
         tuple(starts), tuple(slots), at, tuple(gain for _, gain in plan.schedule.points)
     )
+
+
+def places_of(lowered: Lowered, prompt_length: int, prompt: Sequence[int]) -> dict[Origin, int]:
+    """Where in a request each origin is that a plan counts from. ValueError where a sequence is not in the prompt."""
+    places: dict[Origin, int] = {"start": 0, "prompt_end": prompt_length}
+    return places | {sequence: final_token(prompt, sequence) for sequence in lowered.sequences}
 
 
 def _unknown_end(entry: Entry) -> SteerfastError:

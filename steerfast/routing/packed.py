@@ -16,15 +16,13 @@ import torch
 
 from steerfast.errors import SteerfastError
 from steerfast.plans.plan import Plan
-from steerfast.plans.selectors import final_token
-from steerfast.routing.itinerary import Itinerary, itinerary
+from steerfast.routing.itinerary import Itinerary, itinerary, places_of
 from steerfast.routing.route import SEATS
 from steerfast.routing.router import NO_SEAT, make_router
 from steerfast.routing.routing import Routing
 from steerfast.routing.verdicts import Verdicts
 from steerfast.table.entry import Entry
 from steerfast.table.lowering import Lowered, lower
-from steerfast.table.phases import Origin
 
 ENGINE = "__warmup_"  # how the names of an engine's own requests begin; they are not steered
 
@@ -43,9 +41,7 @@ class Packed:
 def along(plan: Plan, prompt: Sequence[int]) -> Lowered:
     """As much of a plan as a request with this prompt needs. ValueError where a sequence is not in it."""
     lowered = lower(plan)
-    places: dict[Origin, int] = {"start": 0, "prompt_end": len(prompt)}
-    places |= {sequence: final_token(prompt, sequence) for sequence in lowered.sequences}
-    return lowered.along(places)
+    return lowered.along(places_of(lowered, len(prompt), prompt))
 
 
 class PackedRequests:

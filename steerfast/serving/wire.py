@@ -26,13 +26,11 @@ from typing import Any
 from steerfast.io.plans import plan_from_json, plan_to_json
 from steerfast.io.vectors import vector_from_json, vector_to_json
 from steerfast.plans.plan import Plan
-from steerfast.plans.selectors import final_token
 from steerfast.plans.term import Term
 from steerfast.plans.vector import SteeringVector
-from steerfast.routing.itinerary import NEVER
+from steerfast.routing.itinerary import NEVER, places_of
 from steerfast.table.lowering import Lowered, lower
 from steerfast.table.packing import Cost, pack
-from steerfast.table.phases import Origin
 
 FIELD = "steerfast"  # of a request's extra arguments
 WIRE = "steerfast.wire"  # what the front end puts in its place
@@ -106,13 +104,11 @@ def to_wire(prepared: Prepared, length: int, prompt: Sequence[int] | None) -> di
     what this prompt needs of it is not let in.
     """
     plan, lowered = prepared.plan, prepared.lowered
-    places: dict[Origin, int] = {"start": 0, "prompt_end": length}
-    for sequence in lowered.sequences:
-        if prompt is None:
-            raise ValueError(
-                "the plan acts after a token sequence, but this prompt comes as embeddings, without tokens"
-            )
-        places[sequence] = final_token(prompt, sequence)
+    if lowered.sequences and prompt is None:
+        raise ValueError(
+            "the plan acts after a token sequence, but this prompt comes as embeddings, without tokens"
+        )
+    places = places_of(lowered, length, prompt or ())
     part = lowered.along(places)
     course = [
         [at, phase if lowered.acts(phase) else -1]

@@ -30,8 +30,10 @@ class Lease:
     def hold(self) -> bool:
         """One more holds it, and gives it back; False where the last one has."""
         with self._table.lock:
-            self._holders += self._holders > 0
-            return self._holders > 0
+            if self._holders == 0:
+                return False
+            self._holders += 1
+            return True
 
     def give_back(self) -> None:
         """The last one releases the entries."""
