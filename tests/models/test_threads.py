@@ -246,12 +246,13 @@ def test_loops_of_tasks_take_turns_between_step_and_forward(model):
 
     async def decode(scale, prompt):
         ids, cache, new = torch.tensor([prompt]), None, []
-        with handle.use(PLANS[scale]), handle.generating(ids) as loop, torch.no_grad():
+        with handle.use(PLANS[scale]), handle.generating(ids) as loop:
             tokens = ids
             for _ in range(NEW):
                 loop.step(tokens.shape[1])
                 await asyncio.sleep(0)
-                output = model(tokens, past_key_values=cache, use_cache=True)
+                with torch.no_grad():  # a thread's, so that tasks must not take turns in it
+                    output = model(tokens, past_key_values=cache, use_cache=True)
                 cache, tokens = output.past_key_values, token(output.logits)
                 new += tokens[0].tolist()
         return prompt + new
