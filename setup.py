@@ -110,6 +110,7 @@ setup(
             "data/questions/*.json",
             "data/presets/*.toml",
         ],
+        "steerfast.decoders": ["known.json"],
         "steerfast.kernels": ["tables/*.json"],
     },
     ext_modules=[Extension("steerfast._C", sources=[])],  # NinjaBuild makes it

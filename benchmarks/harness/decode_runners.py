@@ -133,7 +133,7 @@ def _rounded(length: int) -> int:
 
 def bank(model: Any, seed: int = 0) -> list[SteeringVector]:
     """Random directions at the output of every layer, 1% of a unit in each element."""
-    decoder, _ = find_decoder(model)
+    decoder = find_decoder(model)
     generator = torch.Generator().manual_seed(seed)
     shape = decoder.config.num_hidden_layers, decoder.config.hidden_size
     drawn = [0.01 * torch.randn(shape, generator=generator) for _ in range(BANK)]
@@ -178,7 +178,7 @@ def plans_for(
 
 def _hook_every_layer(model: Any, plans: list[Plan | None]) -> None:
     """What one writes without a library: a hook on each layer that adds every vector to its rows."""
-    decoder, _ = find_decoder(model)
+    decoder = find_decoder(model)
     weight = decoder.layers[0].input_layernorm.weight
     terms = max(len(plan.terms) for plan in plans if plan is not None)
     for index, layer in enumerate(decoder.layers):

@@ -67,10 +67,10 @@ def log_probability_differences(handle: Handle, batch: PairBatch, plan: Plan | N
 
     Only the continuations' positions go through the vocabulary projection.
     """
-    decoder, _ = find_decoder(handle.model)
+    decoder = find_decoder(handle.model)
     device = input_device(decoder) or torch.device("cpu")
     with handle.use(plan):
-        hidden = decoder(
+        hidden = decoder.module(
             input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device), use_cache=False
         ).last_hidden_state
     logits = handle.model.lm_head(hidden[batch.scored.to(device)])

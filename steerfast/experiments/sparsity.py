@@ -60,7 +60,7 @@ def pruned(model: nn.Module, pruning: Pruning) -> nn.Module:
     twin = copy.deepcopy(model)
     if pruning.pattern == "dense":
         return twin
-    for layer in find_decoder(twin)[0].layers:
+    for layer in find_decoder(twin).layers:
         for part in layer.modules():
             if isinstance(part, nn.Linear):
                 _prune(part, pruning)
@@ -191,7 +191,7 @@ def _zeros(model: nn.Module) -> float:
     """Share of zeros in the linear layers of the decoder."""
     weights = [
         part.weight
-        for layer in find_decoder(model)[0].layers
+        for layer in find_decoder(model).layers
         for part in layer.modules()
         if isinstance(part, nn.Linear)
     ]

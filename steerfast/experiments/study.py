@@ -91,7 +91,7 @@ class Study:
     def run(self, work: Work) -> dict[str, Any]:
         """Do the work, and save what it found. ValueError, before anything is measured, for a layer that the model does
         not have, or where the folder is another study's."""
-        layers, named = len(find_decoder(self.laboratory.model)[0].layers), work.config.named_layers
+        layers, named = len(find_decoder(self.laboratory.model).layers), work.config.named_layers
         beyond = [layer for layer in sorted(named) if not 0 <= layer < layers]
         if beyond:
             raise ValueError(

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from steerfast.decoders.evaluating import evaluating
+from steerfast.decoders.find import Decoder
 from steerfast.extraction.samples import (
     SIDES,
     Position,
@@ -27,7 +29,6 @@ from steerfast.extraction.samples import (
 )
 from steerfast.extraction.stream_norms import NormHistogram
 from steerfast.models import attachment_of, find_decoder, input_device
-from steerfast.models.evaluating import evaluating
 from steerfast.plans.fields import whole
 
 Progress = Callable[[int], None]
@@ -80,11 +81,11 @@ def stream_means(
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if progress is not None and not callable(progress):
         raise TypeError(f"progress is called with the number of texts done, got {progress!r}")
-    decoder, _ = find_decoder(model)
-    layers = list(decoder.layers)
+    decoder = find_decoder(model)
+    layers = decoder.layers
     _check_kept(kept, len(layers))
     groups = list(groups)
-    check((sample for group in groups for sample in group), position, decoder)
+    check((sample for group in groups for sample in group), position, decoder.module)
     patched = attachment_of(decoder)
     steered = patched is not None and patched.in_use().active
     if steered:
@@ -93,7 +94,7 @@ def stream_means(
         )
     # A route is made from a 2-D mask, and other attentions take no mask of one's own.
     sharing = not steered and decoder.config._attn_implementation in ("sdpa", "eager")
-    means = {side: StreamMean(len(layers), int(decoder.config.hidden_size)) for side in SIDES}
+    means = {side: StreamMean(len(layers), decoder.hidden_size) for side in SIDES}
     done = 0
     with evaluating(model):
         for rows in _batches(groups, batch_size, sharing):
@@ -173,7 +174,7 @@ class _Batch:
         self.branch[row, where] = branch
         self.real[row, where] = True
 
-    def mask(self, decoder: Any, device: torch.device) -> Tensor:
+    def mask(self, decoder: Decoder, device: torch.device) -> Tensor:
         """What attention may see: a 2-D mask where no row has branches, else [B, 1, T, T]."""
         if all(len(row.samples) == 1 for row in self.rows):
             return self.real.long().to(device)
@@ -184,7 +185,7 @@ class _Batch:
         allowed = allowed[:, None].to(device)
         if decoder.config._attn_implementation == "sdpa":
             return allowed
-        dtype = decoder.dtype
+        dtype = decoder.module.dtype
         lowest = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=device)
         return torch.where(allowed, torch.zeros_like(lowest), lowest)
 
@@ -212,7 +213,7 @@ class _Batch:
 
 
 def _read(
-    decoder: Any,
+    decoder: Decoder,
     layers: list[nn.Module],
     rows: list[Row],
     position: Position,
@@ -241,7 +242,7 @@ def _read(
     device = input_device(decoder) or torch.device("cpu")
     hooks = [layer.register_forward_hook(keep(index)) for index, layer in enumerate(layers)]
     try:
-        decoder(
+        decoder.module(
             input_ids=batch.tokens.to(device),
             attention_mask=batch.mask(decoder, device),
             position_ids=batch.positions.to(device),

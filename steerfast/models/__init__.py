@@ -4,8 +4,7 @@
 batching are routed as they run; a handle says which plans are in use, and reports which rows were steered.
 """
 
-from steerfast.models.checks import find_decoder
-from steerfast.models.devices import input_device
+from steerfast.decoders.find import find_decoder, input_device
 from steerfast.models.forwards import attachment_of
 from steerfast.models.handle import Handle, Report
 from steerfast.models.patch import attach, handle_of

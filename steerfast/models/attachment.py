@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from steerfast.decoders.survey import Survey
 from steerfast.errors import SteerfastError
 from steerfast.models import scope
 from steerfast.models.forward_pass import ForwardPass
@@ -45,6 +46,7 @@ class Attachment:
     ) -> None:
         self.table, self.backend, self.measured = table, backend, measured
         self.model_name = model_name
+        self.survey = Survey((), None)  # how the layers were patched
         self.rebindings = Rebindings()
         self.is_attached = True
         self.uses: weakref.WeakSet[PlansInForce] = weakref.WeakSet()  # open ones, of all threads
@@ -59,7 +61,7 @@ class Attachment:
         for use in self.uses:
             use.in_use.check_idle()
         settings = self.table, self.backend, self.model_name, self.measured
-        return Attachment, settings, {"rebindings": self.rebindings}
+        return Attachment, settings, {"rebindings": self.rebindings, "survey": self.survey}
 
     @property
     def state(self) -> ThreadState:

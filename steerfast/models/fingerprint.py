@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerfast.models.checks import find_decoder
+from steerfast.decoders.find import find_decoder
 
 SAMPLED = 64  # values of each weight, evenly spread
-_PROJECTIONS, _NORMS = 7, 2  # of a layer
-# Of a stock Llama; not embeddings, which are resized for a pad token, nor what adapters add.
-_WEIGHT = re.compile(
-    r"layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight|(layers\.\d+\.\w+)?norm\.weight"
-)
+# Of the layers and the norm behind them; not embeddings, which are resized for a pad token, nor what adapters add.
+_NORM = re.compile(r"(\w*norm\w*|ln_f)\.weight")
+_ADDED = re.compile(r"\b(lora|vera|hada|ia3|oft|boft|modules_to_save|adapter|prompt)\w*\.")
 _WRAPPED = re.compile(r"\.(base_layer|original_module)\b")  # PEFT, around a weight of the model
 # Both precisions are what float32 is rounded to, so that a model is known in each of them.
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -63,17 +61,21 @@ def same_weights(recorded: object, model: Any) -> bool | None:
 
 
 def _weights(model: Any) -> dict[str, Tensor]:
-    """{name in a stock Llama: weight} of every layer and the last norm; none if one of them is not an ordinary tensor."""
-    decoder, _ = find_decoder(model)
+    """{name in a stock model: weight} of every layer and the last norm; none if one of them is not an ordinary tensor."""
+    decoder = find_decoder(model)
     found = {}
-    for name, weight in decoder.named_parameters():
+    for name, weight in decoder.module.named_parameters():
         stock = _WRAPPED.sub("", name)
-        if not _WEIGHT.fullmatch(stock):
+        of_layer = stock.startswith(f"{decoder.layers_name}.") and stock.endswith(".weight")
+        if not (of_layer or _NORM.fullmatch(stock)) or _ADDED.search(stock):
             continue
         if weight.device.type == "meta" or not weight.is_floating_point():
             return {}
         if hasattr(weight, "device_mesh"):  # a shard of a weight
             return {}
         found[stock] = weight
-    whole = len(found) == len(decoder.layers) * (_PROJECTIONS + _NORMS) + 1
-    return found if whole else {}
+    # Quantised weights need not be called weights, but they are integers.
+    parts = (tensor for layer in decoder.layers for tensor in layer.state_dict().values())
+    if any(not part.is_floating_point() for part in parts):
+        return {}
+    return found

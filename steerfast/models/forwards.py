@@ -8,8 +8,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from steerfast.decoders.find import Decoder
 from steerfast.errors import SteerfastError
 from steerfast.models import scope
 from steerfast.models.attachment import Attachment
@@ -184,7 +185,7 @@ class Forwards:
         return now.rows.gain
 
 
-def attachment_of(decoder: nn.Module) -> Attachment | None:
+def attachment_of(decoder: Decoder) -> Attachment | None:
     """What an attached decoder is attached by; None where it is not."""
-    ours = standing_in(decoder)
+    ours = standing_in(decoder.module)
     return None if ours is None else ours.forwards.attachment  # type: ignore[no-any-return]

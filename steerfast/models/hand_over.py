@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from steerfast.decoders.norms import NormForm
 from steerfast.models.rebind import stands
+from steerfast.ops.forms import NormOrder
 
 
 def _only_reads(hook: Any) -> bool:
@@ -40,37 +43,93 @@ def watched_everywhere() -> bool:
     )
 
 
-def at_hand(norm: nn.Module, kind: type, stream: Tensor, ours: Any = None) -> bool:
-    """The kernel may stand in for this norm: it is still of the class that attach knew, nobody watches or
-    replaces it, and its weight is a plain tensor on the stream's device (offloading libraries keep it
-    elsewhere until the norm is called)."""
-    weight = norm._parameters.get("weight")
-    return (
-        type(norm) is kind
-        and stands(ours, norm.__dict__.get("forward"))
-        and type(weight) is nn.Parameter
-        and weight.device == stream.device
-        and (weight.dtype is stream.dtype or weight.dtype is torch.float32)
-        and unobserved(norm)
-    )
+class Ready(NamedTuple):
+    """A norm that may be computed by a kernel, and what the ops take of it."""
+
+    norm: Any
+    weight: Tensor
+    eps: float
+    order: NormOrder
+
+    def narrowed(self, normed: Tensor, stream: Tensor) -> Tensor:
+        """As the module returns it: one that rounds once does so to its input's dtype, whatever that of its weight."""
+        return normed.to(stream.dtype) if self.order == "fp32" else normed
 
 
-class NextNorm:
-    """The norm that will read a stream: ``name`` of ``owner``, which is the next layer or the model."""
+class KernelNorm:
+    """A norm that a kernel may compute: ``name`` of ``owner``, of a class whose form is known."""
 
-    def __init__(self, owner: nn.Module, name: str, owner_forward: Any, norm_forward: Any) -> None:
-        self.owner, self.name = owner, name
+    def __init__(
+        self,
+        owner: nn.Module,
+        name: str,
+        form: NormForm,
+        *,
+        owner_forward: Any = None,
+        norm_forward: Any = None,
+        apart: bool = True,
+    ) -> None:
+        self.owner, self.name, self.form = owner, name, form
         self.norm_class = type(getattr(owner, name))
         # What must stand in ``forward`` of both. A layer must be ours; the model calls its final norm as a
-        # module, so that one has a forward of ours where attach found none.
-        self.owner_forward, self.norm_forward = owner_forward, norm_forward
+        # module, so that one has a forward of ours where attach found none. apart: the owner is another layer, and
+        # hooks on it would see the stream first. ...: whatever stands there.
+        self.owner_forward, self.norm_forward, self.apart = owner_forward, norm_forward, apart
+        self._weight: tuple[Tensor, int, Tensor] | None = None  # that of an offset, as it was made
 
-    def ready(self, stream: Tensor) -> Any:
-        """The norm, if it may be computed here and handed over; else None."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_weight": None}
+
+    @classmethod
+    def within(cls, layer: Any, name: str, forms: Mapping[type, NormForm]) -> KernelNorm | None:
+        """Of a layer's norm between its own steps, which nobody else calls; None if its form is not known."""
+        form = forms.get(type(getattr(layer, name)))
+        return None if form is None else cls(layer, name, form, owner_forward=..., apart=False)
+
+    def ready(self, stream: Tensor) -> Ready | None:
+        """The norm, if it may be computed here and handed over; else None.
+
+        It is still of the class that attach knew, nobody watches or replaces it, and its weight is a plain tensor on the
+        stream's device (offloading libraries keep it elsewhere until the norm is called).
+        """
         owner, norm = self.owner, self.owner._modules[self.name]
-        if not stands(self.owner_forward, owner.__dict__.get("forward")):
+        if self.owner_forward is not ... and not stands(
+            self.owner_forward, owner.__dict__.get("forward")
+        ):
             return None
-        if self.name == "input_layernorm" and not unobserved(owner):
+        if (
+            norm is None
+            or type(norm) is not self.norm_class
+            or not stands(self.norm_forward, norm.__dict__.get("forward"))
+            or not unobserved(norm)
+            or (self.apart and not unobserved(owner))
+        ):
             return None
-        assert norm is not None
-        return norm if at_hand(norm, self.norm_class, stream, self.norm_forward) else None
+        form = self.form
+        if form.weighted:
+            weight = norm._parameters.get("weight")
+            if (
+                type(weight) is not nn.Parameter
+                or weight.device != stream.device
+                or (weight.dtype is not stream.dtype and weight.dtype is not torch.float32)
+            ):
+                return None
+            taken = self._offset(weight, norm) if form.offset else weight
+        else:
+            taken = form.weight_of(norm, stream)
+        return Ready(norm, taken, form.eps_of(norm), form.order)
+
+    def _offset(self, weight: Tensor, norm: Any) -> Tensor:
+        """1 + w in float32, made anew when the weight has changed or gradients are wanted of it."""
+        if (
+            torch.compiler.is_compiling()
+            or weight.is_inference()
+            or (weight.requires_grad and torch.is_grad_enabled())
+        ):
+            return self.form.weight_of(norm, weight)
+        made = self._weight
+        if made is None or made[0] is not weight or made[1] != weight._version:
+            with torch.inference_mode(False), torch.no_grad():
+                made = weight, weight._version, self.form.weight_of(norm, weight)
+            self._weight = made
+        return made[2]

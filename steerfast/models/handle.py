@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerfast.decoders.survey import Survey
 from steerfast.errors import SteerfastError
 from steerfast.models.attachment import Attachment
 from steerfast.models.cautions import Cautions
@@ -37,14 +38,16 @@ class SteeredRows:
 @dataclass(frozen=True)
 class Report:
     """What the last forward steered. ``rows``: N = batch x tokens, padding included; ``steered``: how
-    many of them were in a slot; ``lines``: by site, slot and phase."""
+    many of them were in a slot; ``lines``: by site, slot and phase; ``layers``: how they are patched, in words, where
+    some are not fused."""
 
     rows: int
     steered: int
     lines: tuple[SteeredRows, ...]
+    layers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        head = f"{self.steered} of {self.rows} rows steered"
+        head = "\n".join([f"{self.steered} of {self.rows} rows steered", *self.layers])
         lines = [
             f"  {line.site:>16}  slot {line.slot:<3} plan {line.plan[:8]} {line.phase:<9} {line.rows} rows"
             for line in self.lines
@@ -69,6 +72,11 @@ class Handle:
     def backend(self) -> str:
         """The backend that runs the ops: cpu, reference, ..."""
         return self._shared.backend
+
+    @property
+    def survey(self) -> Survey:
+        """How each layer is patched, and how that is known."""
+        return self._shared.survey
 
     def use(
         self,
@@ -140,8 +148,10 @@ class Handle:
         """What the last forward of this thread steered (where it ran none, the last of any), read back from the route
         that the kernels used."""
         now = self._shared.state.last or self._shared.last
+        survey = self._shared.survey
+        layers = () if survey.fused == len(survey.layers) else tuple(survey.summary())
         if now is None:
-            return Report(0, 0, ())
+            return Report(0, 0, (), layers)
         rows = now.shape[0] * now.shape[1]
         row_slot, row_gain = now.rows.slot[:rows], now.rows.gain[:rows]
         slots = Counter(torch.where(row_gain != 0, row_slot, UNSTEERED).tolist())
@@ -156,7 +166,7 @@ class Handle:
                         )
                     )
         steered = sum(number for slot, number in slots.items() if slot != UNSTEERED)
-        return Report(rows, steered, tuple(lines))
+        return Report(rows, steered, tuple(lines), layers)
 
     def detach(self) -> None:
         """Put the model's own methods back, the very same objects. Harmless twice.

@@ -1,4 +1,4 @@
-"""``attach``: patch a Llama so that its layers steer. The layer itself is in ``models.llama``."""
+"""``attach``: patch a decoder so that its layers steer. The layer itself is in ``models.steered_layer``."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from typing import Any
 import torch
 from torch import nn
 
+from steerfast.decoders.find import Decoder, find_decoder
+from steerfast.decoders.look import look
+from steerfast.decoders.survey import Survey, closed_sites
 from steerfast.errors import SteerfastError
 from steerfast.models import scope
 from steerfast.models.attachment import Attachment
-from steerfast.models.checks import check_decoder, check_peft, find_decoder
+from steerfast.models.checks import check_decoder, check_peft
 from steerfast.models.continuous import SteeredBatch, SteeredBatching
+from steerfast.models.decoder import SteeredModel, SteeredNorm
 from steerfast.models.devices import check_one_device
 from steerfast.models.forwards import Forwards, attachment_of
 from steerfast.models.generate import SteeredGenerate, SteeredPrepare
-from steerfast.models.hand_over import NextNorm
+from steerfast.models.hand_over import KernelNorm
 from steerfast.models.handle import Handle
-from steerfast.models.llama import SteeredLayer, SteeredModel, SteeredNorm
 from steerfast.models.rebind import Rebindings
+from steerfast.models.steered_layer import PlainLayer, SteeredLayer
 from steerfast.ops import backends
+from steerfast.ops.implementations import implementation
 from steerfast.plans.fields import choice, whole
-from steerfast.plans.sites import Site, site_index
+from steerfast.plans.sites import Site, site_index, site_name
 from steerfast.table.table import Table
 
 
@@ -35,10 +40,11 @@ def attach(
     programs: int | None = None,
     backend: str | None = None,
     measured: Iterable[tuple[Site, int]] = (),
+    prove: bool = True,
 ) -> Handle:
-    """Patch a Llama of transformers in place; ``handle.detach()`` undoes it exactly.
+    """Patch a decoder of transformers in place; ``handle.detach()`` undoes it exactly.
 
-    model: a ``LlamaForCausalLM``, ``LlamaModel`` or anything that contains one (PEFT, a classifier).
+    model: a causal language model, its decoder, or anything that contains one (PEFT, a classifier, vision beside text).
     slots: how many phases of plans can be in use at once (a plan that tells prompt from generated
         tokens takes two). bank_rows: room for deltas (one per phase and steered site) and directions
         that terms read or write, equal ones stored once; programs: room for the programs of such
@@ -47,21 +53,28 @@ def attach(
         for a float64 model, which the kernels do not know).
     measured: sites, as ("resid_post", 12), where conditions of plans will be measured. Others are added when a plan
         asks for them, but code that is compiled or captured by then does not look there.
+    prove: run a few tokens through the model, and fuse what is shown to be right on them, bit for bit. False: go by the
+        classes of its parts, as with a model that is offloaded. What is not fused is steered behind its layers, just as
+        right, without ``resid_mid``: ``handle.report()`` says so.
 
     The model then behaves as before (bitwise in the residual stream) until ``handle.use(plan)``.
     Raises TypeError for something that is no module, TypeError or ValueError for an argument that is none of these
-    (a site that the model does not have, no slots), SteerfastError for a model that is no Llama, is
+    (a site that the model does not have, no slots), SteerfastError for a model without a decoder, one that is
     attached already, or has parts that another library replaced. Nothing is changed then.
     """
-    decoder, path = find_decoder(model)
-    check_decoder(decoder, path)
-    check_one_device(decoder, path)
+    decoder = find_decoder(model)
+    check_decoder(decoder)
+    check_one_device(decoder)
     check_peft(model)
     sites = _sites(measured, len(decoder.layers))
     shared = _attachment(decoder, slots, bank_rows, programs, backend, sites)
-    rebindings = shared.rebindings
-    _rebind_decoder(decoder, path, shared, rebindings)
-    _rebind_generation(model, decoder, shared, rebindings)
+    found = look(decoder, implementation(shared.backend), prove=prove)
+    shared.survey = found
+    shared.table.closed = closed_sites(found)
+    for site in sites & shared.table.closed.keys():
+        raise ValueError(f"measured names {site_name(site)}, {shared.table.closed[site]}")
+    _rebind_decoder(decoder, found, shared)
+    _rebind_generation(model, decoder.module, shared, shared.rebindings)
     scope.follow_threads()
     return Handle(model, shared)
 
@@ -89,8 +102,7 @@ def handle_of(model: nn.Module) -> Handle:
 
     Raises TypeError for something that is no module, SteerfastError for a model that is not attached.
     """
-    decoder, _ = find_decoder(model)
-    shared = attachment_of(decoder)
+    shared = attachment_of(find_decoder(model))
     if shared is None:
         raise SteerfastError(
             f"this {type(model).__name__} is not attached; attach(model) gives a handle"
@@ -99,49 +111,100 @@ def handle_of(model: nn.Module) -> Handle:
 
 
 def _attachment(
-    decoder: Any,
+    decoder: Decoder,
     slots: int,
     bank_rows: int | None,
     programs: int | None,
     backend: str | None,
     measured: frozenset[int],
 ) -> Attachment:
-    weight = decoder.layers[0].input_layernorm.weight
+    weight = next(p for p in decoder.layers[0].parameters() if p.is_floating_point())
     # An offloaded model's weights are on meta; the table then follows the first input.
     device = torch.device("cpu") if weight.device.type == "meta" else weight.device
     if weight.dtype is torch.float64 and backend in (None, "auto"):
         backend = "reference"
     chosen = backends.resolve(backend, device)
-    layers, width = len(decoder.layers), int(decoder.config.hidden_size)
+    layers, width = len(decoder.layers), decoder.hidden_size
     table = Table(layers, width, slots=slots, bank_rows=bank_rows, programs=programs, device=device)
     name = str(getattr(decoder.config, "_name_or_path", ""))
     return Attachment(table, chosen, name, measured)
 
 
-def _rebind_decoder(decoder: Any, path: str, shared: Attachment, rebindings: Rebindings) -> None:
-    forwards = Forwards(shared)
-    norm_is_plain = "forward" not in decoder.norm.__dict__
-    steered = [SteeredLayer(layer, index, forwards) for index, layer in enumerate(decoder.layers)]
-    for index, ours in enumerate(steered):
-        where = f"{path}layers.{index}"
-        rebindings.rebind(ours.layer, where, "forward", partial(_ignoring, ours.forward))
-        ours.own_forward = ours.layer.__dict__.get("forward")
-
-    def norm_forward(original: Any) -> Any:
-        return SteeredNorm(decoder.norm, forwards, original).forward
-
-    rebindings.rebind(decoder.norm, f"{path}norm", "forward", norm_forward)
-    norms = [NextNorm(ours.layer, "input_layernorm", ours.own_forward, None) for ours in steered]
+def _rebind_decoder(decoder: Decoder, found: Survey, shared: Attachment) -> None:
+    forwards, rebindings, module = Forwards(shared), shared.rebindings, decoder.module
+    final = module._modules[found.norm] if found.norm is not None and found.norm_form else None
+    norm_is_plain = final is not None and "forward" not in final.__dict__
+    steered = [
+        _rebind_layer(decoder, index, found, forwards, rebindings)
+        for index in range(len(found.layers))
+    ]
+    if final is not None:
+        rebindings.rebind(
+            final,
+            f"{decoder.path}{found.norm}",
+            "forward",
+            lambda original: SteeredNorm(final, forwards, original).forward,
+        )
+    entries = [_entry_norm(ours, found) for ours in steered]
+    steered[0].enters = not found.embedded
+    norms = {type(norm) for norm in module.modules() if type(norm) in found.forms}
 
     def model_forward(original: Any) -> Any:
-        return SteeredModel(decoder, forwards, original, steered, norms[0]).forward
+        return SteeredModel(
+            decoder,
+            forwards,
+            original,
+            steered,
+            embedded=found.embedded,
+            first=entries[0],
+            norms=norms,
+        ).forward
 
-    rebindings.rebind(decoder, path.rstrip(".") or "model", "forward", model_forward)
-    for ours, following in zip(steered, norms[1:], strict=False):
+    rebindings.rebind(module, decoder.path.rstrip(".") or "model", "forward", model_forward)
+    for ours, following in zip(steered, entries[1:], strict=False):
         ours.next = following
     if norm_is_plain:
-        model_now, norm_now = decoder.__dict__["forward"], decoder.norm.__dict__["forward"]
-        steered[-1].next = NextNorm(decoder, "norm", model_now, norm_now)
+        assert found.norm is not None
+        assert found.norm_form is not None
+        steered[-1].next = KernelNorm(
+            module,
+            found.norm,
+            found.norm_form,
+            owner_forward=module.__dict__["forward"],
+            norm_forward=module._modules[found.norm].__dict__["forward"],
+            apart=False,
+        )
+
+
+def _rebind_layer(
+    decoder: Decoder, index: int, found: Survey, forwards: Forwards, rebindings: Rebindings
+) -> SteeredLayer | PlainLayer:
+    layer, wiring = decoder.layers[index], found.layers[index].wiring
+    made: list[SteeredLayer | PlainLayer] = []
+
+    def layer_forward(original: Any) -> Any:
+        ours: SteeredLayer | PlainLayer
+        if wiring is None:
+            ours = PlainLayer(layer, index, forwards, original)
+        else:  # written anew; it does not call the original
+            ours = SteeredLayer(layer, index, wiring, found.forms, forwards)
+        made.append(ours)
+        return ours.forward
+
+    rebindings.rebind(layer, f"{decoder.layers_path}{index}", "forward", layer_forward)
+    made[0].own_forward = layer.__dict__.get("forward")
+    return made[0]
+
+
+def _entry_norm(ours: SteeredLayer | PlainLayer, found: Survey) -> KernelNorm | None:
+    """The norm that a layer starts with, if its form is known."""
+    if isinstance(ours, PlainLayer):
+        return None
+    name, layer = ours.wiring.steps[0].before, ours.layer
+    form = None if name is None else found.forms.get(type(getattr(layer, name)))
+    if name is None or form is None:
+        return None
+    return KernelNorm(layer, name, form, owner_forward=ours.own_forward)
 
 
 def _rebind_generation(
@@ -158,8 +221,3 @@ def _rebind_generation(
                 batching = "init_continuous_batching"
                 rebindings.rebind(module, where, batching, partial(SteeredBatching, shared))
                 rebindings.rebind(module, where, "generate_batch", partial(SteeredBatch, shared))
-
-
-def _ignoring(ours: Any, original: Any) -> Any:
-    """A layer's forward is written anew; it does not call the original."""
-    return ours

@@ -16,7 +16,7 @@ from steerfast.plans.fields import choice
 from steerfast.plans.operators import Operator
 from steerfast.plans.schedule import Schedule
 from steerfast.plans.selectors import Select
-from steerfast.plans.sites import Site
+from steerfast.plans.sites import Site, site_index
 from steerfast.plans.term import Scale, Term
 from steerfast.plans.vector import SteeringVector
 
@@ -96,6 +96,13 @@ class Plan:
         named = {layer for term in self.terms for layer in term.steered_layers}
         tests = () if self.condition is None else self.condition.tests
         return tuple(sorted(named | {test.layer for test in tests}))
+
+    @property
+    def sites(self) -> frozenset[int]:
+        """Every site steered by a term or measured by the condition, by its number (``plans.sites``)."""
+        steered = {site_index(t.site, layer) for t in self.terms for layer in t.steered_layers}
+        tests = () if self.condition is None else self.condition.tests
+        return frozenset(steered | {test.measured_at for test in tests})
 
     def __eq__(self, other: object) -> bool:
         return self.digest == other.digest if isinstance(other, Plan) else NotImplemented

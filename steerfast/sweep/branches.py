@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,13 +36,20 @@ class RowRoute(NamedTuple):
 class Branches:
     """Plans in a table of their own, and the prompts they run over.
 
+    closed: sites that the model does not have, and why.
     Raises ValueError for a plan that does not fit the model, or has a condition.
     """
 
     def __init__(
-        self, plans: Sequence[Plan | None], layers: int, width: int, device: torch.device
+        self,
+        plans: Sequence[Plan | None],
+        layers: int,
+        width: int,
+        device: torch.device,
+        closed: Mapping[int, str],
     ) -> None:
         self.table = _table_for(plans, layers, width, device)
+        self.table.closed = closed
         self.entries = [None if plan is None else self.table.acquire(plan) for plan in plans]
         self._records = self.table.records.cpu().numpy()
         self._acting = [

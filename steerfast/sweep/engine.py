@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerfast.models.evaluating import evaluating
+from steerfast.decoders.evaluating import evaluating
 from steerfast.models.tokens import are_many, as_ids
 from steerfast.plans.plan import Plan
 from steerfast.sweep.forked import ForkedPass, Readout

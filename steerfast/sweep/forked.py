@@ -8,21 +8,23 @@ included. Runs transformers' own attention and MLP modules and this package's ke
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from steerfast.errors import SteerfastError
-from steerfast.models.checks import check_decoder, check_peft, find_decoder
-from steerfast.models.hand_over import unobserved
+from steerfast.decoders.find import find_decoder
+from steerfast.decoders.layer_inputs import layer_inputs
+from steerfast.decoders.look import look
+from steerfast.decoders.survey import closed_sites
+from steerfast.models.checks import check_decoder, check_peft
 from steerfast.ops import backends
 from steerfast.ops.implementations import implementation
 from steerfast.ops.records import Steering
 from steerfast.plans.plan import Plan
-from steerfast.plans.sites import site_count, site_index
 from steerfast.sweep.branches import Branch, Branches, RowRoute
+from steerfast.sweep.stops import Given, check_unobserved, check_whole, stops
 
 
 class Readout(Protocol):
@@ -56,19 +58,20 @@ class ForkedPass:
         backend: str | None = None,
         forking: bool = True,
     ) -> None:
-        self.decoder, path = find_decoder(model)
-        check_decoder(self.decoder, path)
+        self.decoder = find_decoder(model)
+        check_decoder(self.decoder)
         check_peft(model)
-        _check_shows_all(self.decoder, path)
-        weight = self.decoder.layers[0].input_layernorm.weight
-        if weight.dtype is torch.float64 and backend in (None, "auto"):
+        self.device, dtype = check_whole(self.decoder)
+        if dtype is torch.float64 and backend in (None, "auto"):
             backend = "reference"
-        self.ops = implementation(backends.resolve(backend, weight.device))
-        self.device = weight.device
+        self.ops = implementation(backends.resolve(backend, self.device))
+        self.survey = look(self.decoder, self.ops)
+        check_unobserved(self.decoder, self.survey)
+        self.stops = stops(self.decoder, self.survey)
         self.forking = forking
-        layers, width = len(self.decoder.layers), int(self.decoder.config.hidden_size)
-        self.branches = Branches(plans, layers, width, self.device)
-        self.sites, self.last_mid = site_count(layers), site_index("resid_mid", layers - 1)
+        layers = len(self.decoder.layers)
+        closed = closed_sites(self.survey)
+        self.branches = Branches(plans, layers, self.decoder.hidden_size, self.device, closed)
         self.plans = tuple(range(len(plans)))
         self.layer_tokens = 0  # rows x tokens x layers that have been run, the work that was done
 
@@ -92,43 +95,37 @@ class ForkedPass:
         ids = torch.zeros((len(prompts), longest), dtype=torch.int64)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = torch.tensor(prompt)
-        # Padding is on the right, where causal attention never looks back at it.
-        stream = self.decoder.embed_tokens(ids.to(self.device))
-        positions = torch.arange(longest, device=self.device)[None]
-        self._attention = {
-            "attention_mask": self._mask(stream[:1], positions),
-            "position_embeddings": self.decoder.rotary_emb(stream[:1], position_ids=positions),
-            "position_ids": positions,
-            "past_key_values": None,
-            "use_cache": False,
-        }
+        inputs = layer_inputs(self.decoder, self.survey, ids.to(self.device))
+        self.length, self._given = longest, Given.of_layers(self.decoder, inputs)
         shape = (len(self.plans), len(prompts), read.width)
         self.result = torch.full(shape, torch.nan, dtype=torch.float64)
-        self._fork(0, [Branch(row, self.plans) for row in range(len(prompts))], stream)
+        self._fork(0, [Branch(row, self.plans) for row in range(len(prompts))], inputs.stream)
         return self.result
 
-    def _fork(self, site: int, rows: Sequence[Branch], stream: Tensor) -> None:
-        """Give each group of plans that parts here a row, then walk on in batches that fit.
+    def _fork(self, at: int, rows: Sequence[Branch], stream: Tensor) -> None:
+        """Give each group of plans that parts at a stop a row, then walk on in batches that fit.
 
         Rows that fork again later come last, in batches of their own: the others then run to the end
         without being taken apart.
         """
-        tokens, later = stream.shape[1], range(site + 1, self.sites)
+        tokens, later = stream.shape[1], [stop.site for stop in self.stops[at + 1 :]]
         done: list[tuple[int, Branch]] = []
         parting: list[tuple[int, Branch]] = []
         for index, row in enumerate(rows):
-            for plans in self._split(row, site):
+            for plans in self._split(row, at):
                 again = len(plans) > 1 and self.branches.act(plans, later)
                 (parting if again else done).append((index, Branch(row.prompt, plans)))
         size = max(1, self.batch_tokens // tokens)
         waiting = deque(
-            each[at : at + size] for each in (done, parting) for at in range(0, len(each), size)
+            each[start : start + size]
+            for each in (done, parting)
+            for start in range(0, len(each), size)
         )
         while waiting:
             batch = waiting.popleft()
             try:
-                chosen = torch.tensor([at for at, _ in batch], device=self.device)
-                self._walk(site, [row for _, row in batch], stream.index_select(0, chosen))
+                chosen = torch.tensor([index for index, _ in batch], device=self.device)
+                self._walk(at, [row for _, row in batch], stream.index_select(0, chosen))
             except RuntimeError as error:
                 if len(batch) == 1 or not _out_of_memory(error):
                     raise
@@ -137,54 +134,58 @@ class ForkedPass:
                 waiting.extendleft((batch[half:], batch[:half]))
 
     def _walk(self, first: int, rows: Sequence[Branch], stream: Tensor) -> None:
-        """From the steering at site ``first`` to the read-out, or to the next fork."""
-        last_only = self._read.last_only
-        length = self._attention["position_ids"].shape[1]
-        route = self.branches.route(rows, length, last_only and first >= self.last_mid)
-        norm = self._norm(first)
-        stream, normed = self.ops.steer_rms_norm(
-            stream, norm.weight, norm.variance_epsilon, self._steering(route, first)
-        )
-        for site in range(first + 1, self.sites):
-            branch = self._branch(site, normed)
-            if last_only and site == self.last_mid:
-                stream, branch = self._last(rows, stream), self._last(rows, branch)
-                route = self.branches.route(rows, length, True)
-            if any(len(self._split(row, site)) > 1 for row in rows):
-                self._fork(site, rows, stream + branch)
+        """From the steering at a stop to the read-out, or to the next fork."""
+        shortened = stream.shape[1] < self.length
+        route = self.branches.route(rows, self.length, shortened)
+        stream, normed = self._steered(first, stream, route)
+        for at in range(first + 1, len(self.stops)):
+            stop = self.stops[at]
+            if stop.reads_tokens:
+                self.layer_tokens += stream.shape[0] * stream.shape[1]
+            stream, branch = stop.arrive(stream, normed, self._given[stop.layer])
+            if self._read.last_only and stop.last_token_next:
+                stream = self._last(rows, stream)
+                branch = None if branch is None else self._last(rows, branch)
+                route = self.branches.route(rows, self.length, True)
+            if any(len(self._split(row, at)) > 1 for row in rows):
+                self._fork(at, rows, stop.sum(stream, branch))
                 return
-            norm = self._norm(site)
-            stream, normed = self.ops.steer_add_rms_norm(
-                branch, stream, norm.weight, norm.variance_epsilon, self._steering(route, site)
-            )
+            stream, normed = self._steered(at, stream, route, branch)
+        if self._read.last_only and stream.shape[1] == self.length:
+            normed = self._last(rows, normed)
         values = self._read(normed, [row.prompt for row in rows]).double().cpu()
         for row, value in zip(rows, values, strict=True):
             self.result[list(row.plans), row.prompt] = value
         if self._done is not None:
             self._done(sum(len(row.plans) for row in rows))
 
-    def _split(self, row: Branch, site: int) -> list[tuple[int, ...]]:
+    def _steered(
+        self, at: int, stream: Tensor, route: RowRoute, branch: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A stream (and the branch that it is waiting for) steered at a stop, and what the next part reads."""
+        stop, ops = self.stops[at], self.ops
+        steering = self._steering(route, stop.site)
+        if branch is not None and stop.factor is not None:
+            stream, branch = stop.sum(stream, branch), None
+        norm = None if stop.norm is None else stop.norm.ready(stream)
+        if norm is None:
+            if branch is None:
+                stream = ops.steer(stream, steering)
+            else:
+                stream = ops.steer_add(branch, stream, steering)
+            return stream, stop.next_input(stream)
+        if branch is None:
+            stream, normed = ops.steer_rms_norm(stream, norm.weight, norm.eps, steering, norm.order)
+        else:
+            stream, normed = ops.steer_add_rms_norm(
+                branch, stream, norm.weight, norm.eps, steering, norm.order
+            )
+        return stream, norm.narrowed(normed, stream)
+
+    def _split(self, row: Branch, at: int) -> list[tuple[int, ...]]:
         if self.forking:
-            return self.branches.split(row, site)
-        return [(plan,) for plan in row.plans] if site == 0 else [row.plans]
-
-    def _branch(self, site: int, normed: Tensor) -> Tensor:
-        """The output of attention or MLP, which arrives at a site."""
-        index, is_post = divmod(site - 1, 2)
-        layer = self.decoder.layers[index]
-        if is_post:
-            return layer.mlp(normed)  # type: ignore[no-any-return]
-        self.layer_tokens += normed.shape[0] * normed.shape[1]
-        branch, _ = layer.self_attn(hidden_states=normed, **self._attention)
-        return branch  # type: ignore[no-any-return]
-
-    def _norm(self, site: int) -> Any:
-        """The norm that reads the stream behind a site."""
-        index, is_mid = divmod(site, 2)
-        layers = self.decoder.layers
-        if is_mid:
-            return layers[index].post_attention_layernorm
-        return self.decoder.norm if index == len(layers) else layers[index].input_layernorm
+            return self.branches.split(row, self.stops[at].site)
+        return [(plan,) for plan in row.plans] if at == 0 else [row.plans]
 
     def _steering(self, route: RowRoute, site: int) -> Steering:
         table = self.branches.table
@@ -195,42 +196,6 @@ class ForkedPass:
         lengths = self.branches.lengths
         at = torch.tensor([lengths[row.prompt] - 1 for row in rows], device=self.device)
         return values[torch.arange(len(rows), device=self.device), at][:, None].contiguous()
-
-    def _mask(self, like: Tensor, positions: Tensor) -> Any:
-        """Causal, in the form that this model's attention wants; often None."""
-        from transformers.masking_utils import create_causal_mask
-
-        return create_causal_mask(
-            config=self.decoder.config,
-            inputs_embeds=like,
-            attention_mask=None,
-            past_key_values=None,
-            position_ids=positions,
-        )
-
-
-def _check_shows_all(decoder: Any, path: str) -> None:
-    """SteerfastError where running the parts one by one would leave something out."""
-    places = {parameter.device for parameter in decoder.parameters()}
-    if len(places) > 1 or torch.device("meta") in places:
-        raise SteerfastError(
-            f"a forked pass needs the model on one device, and {path.rstrip('.') or 'it'} is on "
-            f"{', '.join(sorted(map(str, places)))}; load it without device_map"
-        )
-    for name, part in _stood_in_for(decoder):
-        if not unobserved(part):
-            raise SteerfastError(
-                f"{path}{name} carries hooks, which a forked pass would not call; remove them first"
-            )
-
-
-def _stood_in_for(decoder: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Modules whose own ``forward`` is not called."""
-    yield "norm", decoder.norm
-    for index, layer in enumerate(decoder.layers):
-        yield f"layers.{index}", layer
-        yield f"layers.{index}.input_layernorm", layer.input_layernorm
-        yield f"layers.{index}.post_attention_layernorm", layer.post_attention_layernorm
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 from steerfast.errors import TableFullError
 from steerfast.ops.records import MAX_READS, READ_WIDTH, RECORD_WIDTH, Op, Read
 from steerfast.plans.plan import Plan
-from steerfast.plans.sites import site_count
+from steerfast.plans.sites import site_count, site_name
 from steerfast.table.entry import UNSTEERED, Entry, used
 from steerfast.table.lowering import Lowered, lower
 from steerfast.table.packing import Cost, Direction, Packed, PackedSite, pack
@@ -60,6 +61,7 @@ class Table:
             )
             self.bank = torch.zeros((rows, hidden_size), dtype=torch.float32, device=device)
             self.site_records = self.records.unbind(0)
+        self.closed: Mapping[int, str] = {}  # sites that the model does not have, and why
         self.version = 0
         self.lock = threading.Condition(threading.RLock())
         self._frozen: tuple[int, Tensor, Tensor] | None = None
@@ -72,7 +74,8 @@ class Table:
         """A copy has the same room, and no plans: nobody could release them."""
         names = ("slots", "bank_rows", "programs")
         sizes: dict[str, Any] = dict(zip(names, self.room, strict=True), device=self.device)
-        return partial(Table, **sizes), (self.num_layers, self.hidden_size)
+        made = partial(Table, **sizes), (self.num_layers, self.hidden_size)
+        return *made, {"closed": self.closed}
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +108,7 @@ class Table:
             return self._frozen[1:]
 
     def check(self, plan: Plan) -> None:
-        """ValueError if the plan does not fit the model: hidden size or layers."""
+        """ValueError if the plan does not fit the model: hidden size, layers or sites."""
         if plan.hidden_size != self.hidden_size:
             names = ", ".join(sorted({term.vector.name for term in plan.terms}))
             raise ValueError(
@@ -117,6 +120,8 @@ class Table:
             raise ValueError(
                 f"plan names layer {beyond[0]}, but this model has layers 0..{self.num_layers - 1}"
             )
+        for site in sorted(plan.sites & self.closed.keys() if self.closed else ()):
+            raise ValueError(f"plan names {site_name(site)}, {self.closed[site]}; name resid_post")
 
     def acquire(self, plan: Plan, part: Lowered | None = None) -> Entry:
         """All slots of a plan, or an error and nothing changed. Release it when done.

@@ -17,6 +17,7 @@ from steerfast.errors import SteerfastError
 from steerfast.sweep.engine import buckets, default_batch_tokens, sweep
 from steerfast.sweep.forked import ForkedPass
 from steerfast.sweep.readouts import Accuracy, NextAnswer, NextTokens
+from steerfast.sweep.stops import Stop
 
 MODEL = llama()
 
@@ -171,32 +172,32 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):
     plans = [steer(vector(1), c / 7, layers=[c % LAYERS]) for c in range(20)]
     prompts = [[1, 2, 3], [4, 5, 6]]
     expected = sweep(MODEL, plans, prompts, last_logits)
-    real, sizes = ForkedPass._branch, []
+    real, sizes = Stop.arrive, []
 
-    def limited(self, site, normed):
+    def limited(self, stream, normed, given):
         sizes.append(len(normed))
         if len(normed) > 5:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-        return real(self, site, normed)
+        return real(self, stream, normed, given)
 
-    monkeypatch.setattr(ForkedPass, "_branch", limited)
+    monkeypatch.setattr(Stop, "arrive", limited)
     result = sweep(MODEL, plans, prompts, last_logits)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
     assert max(sizes) > 5, "the limit was never met"
 
-    def always(self, site, normed):
+    def always(self, stream, normed, given):
         raise torch.OutOfMemoryError("one row is too many")
 
-    monkeypatch.setattr(ForkedPass, "_branch", always)
+    monkeypatch.setattr(Stop, "arrive", always)
     with pytest.raises(torch.OutOfMemoryError):
         sweep(MODEL, plans, prompts, last_logits)
 
 
 def test_other_runtime_errors_are_not_taken_for_memory(monkeypatch):
-    def broken(self, site, normed):
+    def broken(self, stream, normed, given):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(ForkedPass, "_branch", broken)
+    monkeypatch.setattr(Stop, "arrive", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         sweep(MODEL, [None, steer(vector(1), layers=[1])], [[1], [2]], last_logits)
 

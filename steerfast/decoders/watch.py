@@ -1,0 +1,235 @@
+"""One short forward of a decoder, watched: what each layer was given, which of its parts ran on what, what came out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steerfast.decoders.evaluating import evaluating
+from steerfast.decoders.find import Decoder, input_device
+
+# Tokens of three rows: one is padded, so that masks are tensors, and the others differ in their last token.
+PROMPT = 5
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A tensor as an object, and its values when it was seen: it may be written to later."""
+
+    tensor: Tensor
+    value: Tensor
+
+    def is_still(self, other: Seen | None) -> bool:
+        """The same object, unchanged in between."""
+        return (
+            other is not None
+            and self.tensor is other.tensor
+            and torch.equal(self.value, other.value)
+        )
+
+
+@dataclass
+class Call:
+    """A part of a layer that ran. took: streams among its arguments, by position or name. gave: its first result."""
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    took: dict[int | str, Seen]
+    output: Any = None
+    gave: Seen | None = None
+
+    def took_at(self, stream: Seen | None) -> int | str | None:
+        """Where it was given this very stream; None if nowhere."""
+        if stream is None:
+            return None
+        return next((at for at, seen in self.took.items() if seen.is_still(stream)), None)
+
+    @property
+    def alone(self) -> bool:
+        """It was given one thing."""
+        return len(self.args) + len(self.kwargs) == 1
+
+
+@dataclass
+class LayerRun:
+    """A layer that ran: its arguments, what entered it and left it, and its parts in order."""
+
+    layer: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    entered: Seen | None
+    calls: list[Call] = field(default_factory=list)
+    output: Any = None
+    left: Seen | None = None
+
+
+@dataclass
+class Watched:
+    """runs: of layers, as they came. readers: {name: what it took} of the decoder's other parts that took a stream.
+    embedded: what the embedding gave. result: the decoder's. cache: what the forward left."""
+
+    runs: list[LayerRun] = field(default_factory=list)
+    readers: dict[str, Seen] = field(default_factory=dict)
+    embedded: Seen | None = None
+    result: Seen | None = None
+    cache: Any = None
+
+
+class _Watch:
+    """Hooks for one forward. What runs in another thread meanwhile is not looked at."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder, self.found = decoder, Watched()
+        self.width = decoder.hidden_size
+        self.open: list[LayerRun] = []
+        self.thread = threading.get_ident()
+
+    def seen(self, value: Any) -> Seen | None:
+        """A stream: floating point, [B, T, ...]."""
+        if isinstance(value, (tuple, list)) and value:
+            value = value[0]
+        if not isinstance(value, Tensor) or value.ndim < 3 or not value.is_floating_point():
+            return None
+        return Seen(value, value.clone())
+
+    def took(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int | str, Seen]:
+        given: dict[int | str, Any] = dict(enumerate(args))
+        given.update(kwargs)
+        streams = {at: value for at, value in given.items() if isinstance(value, Tensor)}
+        looked = {at: self.seen(value) for at, value in streams.items()}
+        return {at: seen for at, seen in looked.items() if seen is not None}
+
+    # -- hooks -----------------------------------------------------------------------------------------
+
+    def layer_begins(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        took = self.took(args, kwargs)
+        run = LayerRun(layer, args, dict(kwargs), next(iter(took.values()), None))
+        self.found.runs.append(run)
+        self.open.append(run)
+
+    def layer_ends(self, layer: nn.Module, args: Any, output: Any) -> None:
+        run = self.open.pop()
+        run.output, run.left = output, self.seen(output)
+
+    def part_begins(self, name: str, part: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.open:
+            self.open[-1].calls.append(
+                Call(name, part, args, dict(kwargs), self.took(args, kwargs))
+            )
+
+    def part_ends(self, part: nn.Module, args: Any, output: Any) -> None:
+        if self.open:
+            call = next(c for c in reversed(self.open[-1].calls) if c.module is part)
+            call.output, call.gave = output, self.seen(output)
+
+    def reader_begins(self, name: str, part: nn.Module, args: Any, kwargs: Any) -> None:
+        for seen in self.took(args, kwargs).values():
+            self.found.readers.setdefault(name, seen)
+
+    def embeds(self, part: nn.Module, args: Any, output: Any) -> None:
+        if self.found.embedded is None:
+            self.found.embedded = self.seen(output)
+
+    def install(self, stack: ExitStack) -> None:
+        decoder = self.decoder
+
+        def here(hook: Callable[..., None]) -> Callable[..., None]:
+            def called(*args: Any) -> None:
+                if threading.get_ident() == self.thread:
+                    hook(*args)
+
+            return called
+
+        def before(part: nn.Module, hook: Callable[..., None]) -> None:
+            stack.callback(part.register_forward_pre_hook(here(hook), with_kwargs=True).remove)
+
+        def after(part: nn.Module, hook: Callable[..., None]) -> None:
+            stack.callback(part.register_forward_hook(here(hook)).remove)
+
+        layers = decoder.layers
+        for layer in dict.fromkeys(layers):
+            before(layer, self.layer_begins)
+            for name, part in layer.named_children():
+                before(part, partial(self.part_begins, name))
+                after(part, self.part_ends)
+            after(layer, self.layer_ends)
+        for name, part in decoder.module.named_children():
+            if name != decoder.layers_name:
+                before(part, partial(self.reader_begins, name))
+        after(decoder.embedding, self.embeds)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Nobody's hooks see this forward, and nothing is compiled for it; all is as it was afterwards."""
+    kept = []
+    for module in model.modules():
+        for name in _HOOKS:
+            hooks = module.__dict__.get(name)
+            if hooks:
+                kept.append((module, name, hooks))
+                module.__dict__[name] = type(hooks)()
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    try:
+        with (
+            evaluating(model),
+            torch.no_grad(),
+            torch.inference_mode(False),
+            # Not for nothing: it imports the compiler.
+            torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+        ):
+            yield
+    finally:
+        for module, name, hooks in kept:
+            module.__dict__[name] = hooks
+
+
+def watch(decoder: Decoder) -> tuple[Watched, Watched | None]:
+    """Three prompts, then one more token of each on the cache that they left.
+
+    The second is None where there is no cache. Call it while the model is ``undisturbed``. Raises whatever the model raises.
+    """
+    vocabulary = _vocabulary(decoder)
+    device = input_device(decoder) or torch.device("cpu")
+    ids = (torch.arange(2 * (PROMPT + 1)) * 7 + 3) % vocabulary
+    ids = ids.reshape(2, PROMPT + 1)[[0, 1, 1]].to(device)
+    ids[2, PROMPT - 1] = (ids[1, PROMPT - 1] + 1) % vocabulary
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0
+    prompt = _watched(decoder, ids[:, :PROMPT], mask[:, :PROMPT], None)
+    if prompt.cache is None:
+        return prompt, None
+    return prompt, _watched(decoder, ids[:, PROMPT:], mask, prompt.cache)
+
+
+def _vocabulary(decoder: Decoder) -> int:
+    weight = decoder.embedding._parameters.get("weight")
+    return int(decoder.config.vocab_size if weight is None else weight.shape[0])
+
+
+def _watched(decoder: Decoder, ids: Tensor, mask: Tensor, cache: Any) -> Watched:
+    watching = _Watch(decoder)
+    given = {} if cache is None else {"past_key_values": cache}
+    with ExitStack() as stack:
+        watching.install(stack)
+        output = decoder.module(
+            input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True, **given
+        )
+    watching.found.result = watching.seen(tuple(output.values())) if output else None
+    watching.found.cache = getattr(output, "past_key_values", None)
+    return watching.found
