@@ -188,8 +188,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     try:
         with (
             evaluating(model),
+            torch.inference_mode(False),  # which switches gradients on
             torch.no_grad(),
-            torch.inference_mode(False),
             # Not for nothing: it imports the compiler.
             torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
         ):

@@ -194,7 +194,7 @@ def test_attach_refuses_what_is_no_decoder():
         attach(nn.ModuleList([tiny_llama(), tiny_llama()]))
     with pytest.raises(TypeError, match="dict"):
         attach({})
-    with pytest.raises(SteerfastError, match="BertModel.*not causal"):
+    with pytest.raises(SteerfastError, match=r"BertModel.*not causal"):
         attach(encoder)
     assert not any("forward" in module.__dict__ for module in encoder.modules())
 
