@@ -22,22 +22,20 @@ ULPS = 4  # by which two orders of summation may move a norm
 
 def prove(run: LayerRun, wiring: Wiring, forms: Mapping[type, NormForm], ops: Any) -> None:
     """Raises NotWired where our arithmetic is not the layer's. ops: of the backend that will run."""
-    by_name = {call.name: call for call in run.calls}
     assert run.entered is not None
     assert run.left is not None
-    stream = run.entered.value
-    for number, step in enumerate(wiring.steps):
-        branch = _branch(by_name, step.body, step.after)
+    stream, parts = run.entered.value, _parts(run.calls, wiring)
+    entry = parts[0][0]
+    if wiring.steps[0].before is not None and (form := forms.get(type(entry.module))) is not None:
+        _check_norm(entry, _normed(entry.module, stream, form, ops))
+    for number, (step, (_, back)) in enumerate(zip(wiring.steps, parts, strict=True)):
+        assert back.gave is not None
+        branch = back.gave.value
         if step.scale is not None:
             branch = branch * getattr(run.layer, step.scale)
         last = number + 1 == len(wiring.steps)
-        following = (
-            None
-            if last
-            else by_name[wiring.steps[number + 1].before or ""]
-            if (wiring.steps[number + 1].before)
-            else None
-        )
+        reads = None if last else parts[number + 1][0]
+        following = reads if not last and wiring.steps[number + 1].before is not None else None
         form = None if following is None else forms.get(type(following.module))
         if following is None or form is None or stream.dtype != branch.dtype:
             stream = stream + branch
@@ -48,7 +46,7 @@ def prove(run: LayerRun, wiring: Wiring, forms: Mapping[type, NormForm], ops: An
             _check_norm(following, normed)
         if last and wiring.factor is not None:
             stream = stream * getattr(run.layer, wiring.factor)
-        want = run.left if last else _entered(by_name, wiring, number + 1)
+        want = run.left if reads is None else next(iter(reads.took.values()))
         if not torch.equal(stream, want.value):
             raise NotWired(f"its stream behind {step.body} is not what this wiring makes")
 
@@ -60,26 +58,25 @@ def prove_reader(norm: nn.Module, took: Seen, forms: Mapping[type, NormForm], op
         return False
     with torch.no_grad():
         want = type(norm).forward(norm, took.value)
-    got = ops.add_rms_norm(
-        torch.zeros_like(took.value),
-        took.value,
-        form.weight_of(norm, took.value),
-        form.eps_of(norm),
-        form.order,
-    )[1]
-    return _close(got, want)
+    return _close(_normed(norm, took.value, form, ops), want)
 
 
-def _branch(by_name: Mapping[str, Call], body: str, after: tuple[str, ...]) -> Tensor:
-    seen = by_name[after[-1] if after else body].gave
-    assert seen is not None
-    return seen.value
+def _normed(norm: nn.Module, stream: Tensor, form: NormForm, ops: Any) -> Tensor:
+    """What the kernel makes of a stream that is there already."""
+    weight, nothing = form.weight_of(norm, stream), torch.zeros_like(stream)
+    normed: Tensor = ops.add_rms_norm(nothing, stream, weight, form.eps_of(norm), form.order)[1]
+    return normed
 
 
-def _entered(by_name: Mapping[str, Call], wiring: Wiring, number: int) -> Seen:
-    step = wiring.steps[number]
-    call = by_name[step.before or step.body]
-    return next(iter(call.took.values()))
+def _parts(calls: list[Call], wiring: Wiring) -> list[tuple[Call, Call]]:
+    """Of each step, what reads its stream and what gives its branch; a part may run in both."""
+    found, waiting = [], list(calls)
+    for step in wiring.steps:
+        names = [name for name in (step.before, step.body, *step.after) if name is not None]
+        ran, waiting = waiting[: len(names)], waiting[len(names) :]
+        assert [call.name for call in ran] == names
+        found.append((ran[0], ran[-1]))
+    return found
 
 
 def _check_norm(call: Call, normed: Tensor) -> None:
