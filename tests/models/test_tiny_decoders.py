@@ -53,3 +53,9 @@ def test_each_kind_of_layer_is_kept():
 
 def test_overrides_reach_the_decoder_within_a_larger_model():
     assert tiny_decoder("gemma3", hidden_size=32).get_decoder().config.hidden_size == 32
+
+
+def test_runs_in_bfloat16_with_the_router_in_float32_as_from_pretrained_leaves_it():
+    model = tiny_decoder("inkling2_text", dtype=torch.bfloat16)
+    run_twice(model)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16, torch.float32}

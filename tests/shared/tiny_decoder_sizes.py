@@ -15,8 +15,11 @@ SIZES: list[tuple[str, int]] = [
     (r"(original_)?max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length", 128),
     (r"max_(source|target)_positions|model_max_length|rel_extent", 128),
     (r"(.*_)?(sliding_window|window_size|sliding_window_size|window_len)|local_attention", 4),
-    (r"(attention_|mamba_)?chunk_size|(index_)?block_size|index_topk", 4),
-    (r"index_topk_blocks", 2),
+    (r"(attention_|mamba_)?chunk_size|(index_)?block_size", 4),
+    (
+        r"index_topk(_blocks)?",
+        8,
+    ),  # the keys that it leaves out would hang on the last bits of scores
     (r"first_k_dense_replace|num_dense_layers|topk_group", 1),
     (r"n_group|num_expert_group|n_groups|o_groups|num_query_groups", 2),
     (r"num_experts_per_tok(en)?|moe_(top)?k|top_k_experts|zero_expert_num", 2),
@@ -53,6 +56,37 @@ LEFT_OUT: dict[str, str] = {
     "gemma4_assistant": "drafts for another model, from whose keys and values it reads",
     "gemma4_unified_assistant": "drafts for another model, from whose keys and values it reads",
 }
+# Their code cannot: a matrix stays in float32 and meets activations in bfloat16.
+FLOAT32_ONLY = ("reformer", "xlnet")
+# The same classes with other switches, where these wire the residual stream in another way.
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("afmoe", {"mup_enabled": True}),
+    ("bloom", {"apply_residual_connection_post_layernorm": True}),
+    ("doge", {"is_moe": True, "num_experts": 4}),
+    ("falcon", {"new_decoder_architecture": True}),
+    ("falcon", {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}),
+    ("falcon", {"parallel_attn": False}),
+    ("gemma4_text", {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}),
+    (
+        "gemma4_text",
+        {
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("hyperclovax", {"use_post_norm": False}),
+    ("lfm3", {"use_sandwich_norm": False}),
+    ("mamba", {"residual_in_fp32": False}),
+    ("opt", {"do_layer_norm_before": False}),
+    ("opt", {"word_embed_proj_dim": 32}),
+    ("qwen4_exp_text", {"ple_layer_ids": []}),
+    ("rwkv", {"rescale_every": 2}),
+    ("stablelm", {"use_parallel_residual": True}),
+    ("xmod", {"pre_norm": True}),
+]
 
 
 def exceptions(layers: int) -> dict[str, dict[str, Any]]:
@@ -74,7 +108,7 @@ def exceptions(layers: int) -> dict[str, dict[str, Any]]:
         "attention_head_dim": 32,
     }
     # The later layers read the keys and values of the last layer before them of their kind.
-    shared = {**windows, "num_kv_shared_layers": layers // 2}
+    shared = {**windows, "num_kv_shared_layers": min(layers // 2, layers - 2)}
     return {
         "BambaConfig": {"attn_layer_indices": list(range(1, layers, 2))},
         "BltConfig": {"num_hidden_layers": layers},  # its cache asks for it
@@ -149,6 +183,7 @@ def exceptions(layers: int) -> dict[str, dict[str, Any]]:
         "Qwen2Config": window_last,
         "Qwen2MoeConfig": window_last,
         "Qwen3Config": window_last,
+        "RecurrentGemmaConfig": {"block_types": ["recurrent", "attention"]},
         "ReformerConfig": {
             "attn_layers": each("local", "lsh"),
             "axial_pos_embds_dim": (16, 48),

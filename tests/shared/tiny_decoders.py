@@ -10,7 +10,16 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from tiny_decoder_sizes import FACTORS, LAYERS, LEFT_OUT, NEEDED, SIZES, TOKENS, exceptions
+from tiny_decoder_sizes import (
+    FACTORS,
+    LAYERS,
+    LEFT_OUT,
+    NEEDED,
+    SIZES,
+    TOKENS,
+    VARIANTS,
+    exceptions,
+)
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -39,7 +48,7 @@ def tiny_decoder(
     dtype: torch.dtype = torch.float32,
     **overrides: Any,
 ) -> PreTrainedModel:
-    """In eval mode, on the CPU. overrides: fields of its config."""
+    """In eval mode, on the CPU. Four layers show every kind that it has; overrides: fields of its config."""
     config = tiny_config(CONFIG_MAPPING[name], layers, overrides)
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not isinstance(config, model_class.config_class):  # a decoder out of a larger model
@@ -51,6 +60,7 @@ def tiny_decoder(
         torch.manual_seed(seed)
         model = model_class._from_config(config, dtype=dtype)
         spread_weights(model)
+    keep_in_float32(model)
     return model.eval()
 
 
@@ -105,16 +115,23 @@ def small_size(name: str, value: Any) -> Any:
 
 
 def kept_layers(default: PreTrainedConfig, depth: int, layers: int) -> dict[str, list[Any]]:
-    """The fields with one entry a layer, cut to ``layers`` of them: one of each kind first."""
+    """The fields with one entry a layer, cut to ``layers`` of them: first those that differ most."""
     per_layer = {
         name: value
         for name in (field.name for field in fields(default))
         if isinstance(value := vars(default).get(name), (list, tuple)) and len(value) == depth
     }
     kinds = list(zip(*per_layer.values(), strict=True))
-    firsts = sorted({kind: kinds.index(kind) for kind in kinds}.values())
-    others = [index for index in range(depth) if index not in firsts]
-    kept = sorted((firsts + others)[:layers]) if layers < depth else range(layers)
+    wanted = sorted({kind: kinds.index(kind) for kind in kinds}.values())
+    order: list[int] = []
+    shown: set[tuple[int, Any]] = set()
+    while wanted:
+        most = max(wanted, key=lambda index: len(set(enumerate(kinds[index])) - shown))
+        shown |= set(enumerate(kinds[most]))
+        wanted.remove(most)
+        order.append(most)
+    order += [index for index in range(depth) if index not in order]
+    kept = sorted(order[:layers]) if layers < depth else range(layers)
     return {
         name: small_size(name, [values[index % depth] for index in kept])
         for name, values in per_layer.items()
@@ -149,6 +166,14 @@ def spread_weights(model: PreTrainedModel) -> None:
                 buffer.uniform_(0, 0.1)
 
 
+def keep_in_float32(model: PreTrainedModel) -> None:
+    """What ``from_pretrained`` would leave in float32 in a model of another dtype."""
+    kept = "|".join(map(re.escape, model._keep_in_fp32_modules_strict or ())) or "(?!)"
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if re.search(rf"(^|\.)({kept})($|\.)", name):
+            tensor.data = tensor.data.float()
+
+
 @torch.no_grad()
 def run_twice(model: PreTrainedModel) -> list[torch.Tensor]:
     """The logits of two prompts, the first left padded, and of one more token each with the cache of the first pass
@@ -169,26 +194,28 @@ def run_twice(model: PreTrainedModel) -> list[torch.Tensor]:
     return logits
 
 
-def try_all(names: list[str]) -> None:
+def try_all(models: list[tuple[str, dict[str, Any]]]) -> None:
+    """Prints a line for each: whether it runs, its size and how long it took."""
     logging.set_verbosity_error()
-    good = 0
-    for name in names:
+    failed = 0
+    for name, overrides in models:
         start = time.perf_counter()
-        note = ""
+        title = " ".join([name, *(f"{key}={value}" for key, value in overrides.items())])
         try:
-            model = tiny_decoder(name)
-            size = sum(parameter.numel() for parameter in model.parameters())
-            built = time.perf_counter() - start
-            note = f"{size / 1e3:.0f}k parameters, {built:.2f} s; "
+            model = tiny_decoder(name, **overrides)
             run_twice(model)
-            state = "ok"
-            good += 1
+            size = sum(parameter.numel() for parameter in model.parameters())
+            state = f"ok, {size / 1e3:.0f}k parameters"
         except Exception as error:
-            state = "failed"
-            note += f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
-        print(f"{name}: {state}, {note} {time.perf_counter() - start:.2f} s", flush=True)
-    print(f"{good} of {len(names)} run")
+            state = f"failed, {type(error).__name__}: {error}".replace("\n", " ")[:300]
+            failed += 1
+        print(f"{title}: {state}, {time.perf_counter() - start:.2f} s", flush=True)
+    print(f"{len(models) - failed} of {len(models)} run")
+    for name, reason in LEFT_OUT.items():
+        print(f"{name}: left out, {reason}")
 
 
 if __name__ == "__main__":
-    try_all(sys.argv[1:] or decoder_names())
+    chosen = sys.argv[1:] or decoder_names()
+    with_switches = [variant for variant in VARIANTS if variant[0] in chosen]
+    try_all([(name, {}) for name in chosen] + with_switches)
