@@ -190,6 +190,7 @@ def exceptions(layers: int) -> dict[str, dict[str, Any]]:
             "axial_pos_shape": (8, 16),
         },
         "xLSTMConfig": {"hidden_size": 128, "embedding_dim": 128},  # widths are multiples of 64
+        "XLMConfig": {"causal": True},  # it looks both ways otherwise
         "XmodConfig": {"default_language": "en_XX"},
         "ZambaConfig": twice_as_wide,
         "Zamba2Config": twice_as_wide,
