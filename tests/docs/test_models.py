@@ -15,8 +15,8 @@ PAGE = Path(__file__).parents[2] / "docs/models.md"
 def test_the_examples_run(page):
     given = page("models.md")
     said = given.said.splitlines()
-    shown = re.search(r"```text\n(.*)\n```", PAGE.read_text(encoding="utf-8"))[1]
-    assert said == [shown, "reference"]
+    shown = re.search(r"```text\n(.*?)\n```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
+    assert said == [*shown.splitlines(), "reference"]
     assert (given["steered"] - given["plain"]).abs().max() > 0.01
     torch.testing.assert_close(given["steered"], given["hooked"], rtol=1e-5, atol=1e-5)
     assert given["name"] == "your-llama"
