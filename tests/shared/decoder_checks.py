@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,6 +10,7 @@ from hooked_decoder import Act, Acts, hooked, layers_of, plans_of
 from torch import Tensor, nn
 
 from steerfast import SteerfastError, attach
+from steerfast.decoders import find_decoder
 
 LAYERS = 4
 CLOSE = 1e-5  # of the largest number, in float32
@@ -28,7 +28,7 @@ class Case(NamedTuple):
 
     @property
     def width(self) -> int:
-        return self.model.get_input_embeddings().weight.shape[-1]
+        return int(find_decoder(self.model).hidden_size)
 
 
 def case_of(model: Any) -> Case:
@@ -42,10 +42,6 @@ def case_of(model: Any) -> Case:
         for one in found
     ]
     return Case(model, layers, mid)
-
-
-def width_of(model: Any) -> int:
-    return int(model.get_decoder().config.hidden_size) if hasattr(model, "get_decoder") else 0
 
 
 def prompts(rows: int = 3, length: int = 7) -> tuple[Tensor, Tensor]:

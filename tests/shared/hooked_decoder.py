@@ -4,6 +4,7 @@ Where layers are, what is done to a stream and where a token stands is worked ou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from steerfast import Plan, SteeringVector, Term
+
+OF_NO_TEXT = re.compile("image|vision|visual|audio|sound|speech|depth")
 
 
 class Act(NamedTuple):
@@ -60,9 +63,8 @@ def layers_of(model: nn.Module, count: int) -> list[nn.Module]:
         inside = any(name.startswith(f"{outer}.") for outer in found)
         if isinstance(part, nn.ModuleList) and len(part) == count and not inside:
             found[name] = list(part)
-    # Of a speech or vision model the text decoder's are asked for by name of what it is.
-    decoders = [name for name in found if "encoder" not in name.replace("decoder", "")]
-    texts = [n for n in decoders if "text" in n or "language" in n] or decoders or list(found)
+    texts = [name for name in found if not OF_NO_TEXT.search(name)]
+    assert len(texts) == 1, texts
     return found[texts[0]]
 
 
