@@ -116,6 +116,7 @@ def _found(
 ) -> Found:
     run: LayerRun = prompt.runs[number]
     in_tuple = isinstance(run.output, (tuple, list))
+    more = in_tuple and len(run.output) > 1
     try:
         if isinstance(step, Exception):
             raise NotWired(f"a single token behind its cache raises {type(step).__name__}")
@@ -128,5 +129,5 @@ def _found(
             prove(again, wiring, forms, ops)
         wiring = replace(wiring, untried=untried(wiring, [run] if step is None else [run, again]))
     except NotWired as why:
-        return Found(None, str(why), in_tuple)
-    return Found(wiring, "", in_tuple)
+        return Found(None, str(why), in_tuple, more)
+    return Found(wiring, "", in_tuple, more)

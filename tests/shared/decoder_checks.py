@@ -11,9 +11,16 @@ from torch import Tensor, nn
 
 from steerfast import SteerfastError, attach
 from steerfast.decoders import find_decoder
+from steerfast.extraction.samples import Sample
+from steerfast.extraction.stream_means import stream_means
+from steerfast.sweep.forked import ForkedPass
 
 LAYERS = 4
 CLOSE = 1e-5  # of the largest number, in float32
+
+
+class NotOffered(Exception):
+    """transformers does not do that with this model, or this package says that it does not."""
 
 
 class Case(NamedTuple):
@@ -139,6 +146,10 @@ def generated(model: Any, ids: Tensor, mask: Tensor, **more: Any) -> Any:
 
 def greedy(case: Case, **more: Any) -> None:
     ids, mask = prompts()
+    try:
+        plain = generated(case.model, ids, mask, **more).sequences
+    except (AttributeError, TypeError, ValueError) as error:
+        raise NotOffered(f"{type(error).__name__}: {error}") from error
     rows = acts_of(case, case.width, when=True)
     with hooked(case.model, case.layers, rows, mask, case.reader):
         want = generated(case.model, ids, mask, **more)
@@ -149,7 +160,6 @@ def greedy(case: Case, **more: Any) -> None:
     assert torch.equal(got.sequences, want.sequences)
     with attach(case.model) as handle, handle.use([*plans_of(rows[:1]), None, None]):
         alone = generated(case.model, ids, mask, **more).sequences
-    plain = generated(case.model, ids, mask, **more).sequences
     assert torch.equal(alone[1:], plain[1:])
 
 
@@ -168,3 +178,59 @@ def closed(case: Case) -> None:
                 continue
             with pytest.raises((ValueError, SteerfastError), match=f"resid_mid.*layer {layer}"):
                 handle.use(plans_of([[act]])[0])
+
+
+class _LastToken:
+    """A read-out of the sweep engine: the normed stream of each prompt's last token."""
+
+    last_only = True
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def __call__(self, normed: Tensor, prompts: Any) -> Tensor:
+        return normed[:, -1]
+
+
+def sweep(case: Case) -> None:
+    """Many plans in one forked pass are each plan by itself, prompt by prompt."""
+    rows = acts_of(case, case.width)
+    plans = [*plans_of(rows), None]
+    asked = [[5, 6, 7, 8, 9], [9, 3, 4, 100], [20, 21, 22, 23, 24]]
+    try:
+        run = ForkedPass(case.model, plans)
+        got = run.run(asked, _LastToken(case.width), batch_tokens=16)
+    except SteerfastError as error:
+        raise NotOffered(str(error)) from error
+    decoder = find_decoder(case.model).module
+    with attach(case.model) as handle:
+        for number, plan in enumerate(plans):
+            for at, prompt in enumerate(asked):
+                with handle.use(plan), torch.no_grad():
+                    want = decoder(input_ids=torch.tensor([prompt]), use_cache=False)[0][0, -1]
+                assert_close(got[number, at][None], want.double()[None], torch.ones(1))
+
+
+def extraction(case: Case) -> None:
+    """Means over pairs that begin alike, and over texts of several lengths, are those of each text alone."""
+    pairs = [((5, 6, 7, 8, 9), (5, 6, 7, 10)), ((11, 12, 13), (11, 12, 14, 15, 16))]
+    groups = [(Sample(a, 2, 1), Sample(b, 2, -1)) for a, b in pairs]
+    got = stream_means(case.model, groups, "mean")
+    for side, texts in ((1, [a for a, _ in pairs]), (-1, [b for _, b in pairs])):
+        want = torch.stack([_streams(case, text)[:, 2:].mean(1) for text in texts]).mean(0)
+        assert_close(got[side].mean(), want, torch.ones(len(want)))
+
+
+@torch.no_grad()
+def _streams(case: Case, tokens: tuple[int, ...]) -> Tensor:
+    found: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(
+            lambda layer, args, out: found.append((out if isinstance(out, Tensor) else out[0])[0])
+        )
+        for layer in case.layers
+    ]
+    find_decoder(case.model).module(input_ids=torch.tensor([tokens]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(found).double()
