@@ -39,6 +39,7 @@ def as_known(decoder: Decoder, survey: Survey) -> dict[str, Any]:
         "forms": forms,
         "norm": survey.norm,
         "in_tuple": any(found.returns_tuple for found in survey.layers),
+        "more": any(found.returns_more for found in survey.layers),
         "embedded": survey.embedded,
     }
 
@@ -52,7 +53,11 @@ def survey_by_class(decoder: Decoder) -> Survey | None:
     kinds = {type(part) for part in decoder.module.modules()}
     here = {kind: forms[class_name(kind)] for kind in kinds if class_name(kind) in forms}
     layers = tuple(
-        replace(_found(layer, entry["layers"]), returns_tuple=entry["in_tuple"])
+        replace(
+            _found(layer, entry["layers"]),
+            returns_tuple=entry["in_tuple"],
+            returns_more=entry["more"],
+        )
         for layer in decoder.layers
     )
     norm = entry["norm"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from steerfast.decoders.embedded import enters_alone
 from steerfast.decoders.find import Decoder
 from steerfast.decoders.norms import NormForm, form_of
 from steerfast.decoders.prove import prove, prove_reader
-from steerfast.decoders.read import NotWired, wiring_of
+from steerfast.decoders.read import NotWired, untried, wiring_of
 from steerfast.decoders.replay import completed
 from steerfast.decoders.survey import Found, Survey
 from steerfast.decoders.watch import PROMPT, LayerRun, Watched, undisturbed, watch
@@ -38,8 +40,9 @@ def survey_by_run(decoder: Decoder, ops: Any) -> Survey:
             _found(number, prompt, step, forms, ops) for number in range(len(prompt.runs))
         )
         norm, form = _reader(decoder, prompt, forms, ops)
-    first = prompt.runs[0].entered
-    embedded = prompt.embedded is not None and prompt.embedded.is_still(first)
+        first = prompt.runs[0].entered
+        embedded = prompt.embedded is not None and prompt.embedded.is_still(first)
+        embedded = embedded and enters_alone(decoder, prompt)
     return Survey(layers, norm, form, forms, embedded)
 
 
@@ -72,10 +75,11 @@ def _check_runs(decoder: Decoder, watched: Watched) -> None:
     for number, run in enumerate(watched.runs):
         for seen in (run.entered, run.left):
             shape = None if seen is None else tuple(seen.tensor.shape)
-            if shape is None or len(shape) != 3 or shape[-1] != width:
+            if shape != (*watched.tokens, width):
                 what = "no stream" if shape is None else f"a stream of shape {list(shape)}"
                 raise SteerfastError(
-                    f"cannot steer {kind}: layer {number} takes or gives {what}, and a vector is for one of [B, T, {width}]"
+                    f"cannot steer {kind}: of {list(watched.tokens)} tokens layer {number} takes or gives {what}, and a vector is "
+                    f"for one of [B, T, {width}]"
                 )
 
 
@@ -104,11 +108,18 @@ def _forms(watched: Watched) -> dict[type, NormForm]:
 
 
 def _found(
-    number: int, prompt: Watched, step: Watched | None, forms: Mapping[type, NormForm], ops: Any
+    number: int,
+    prompt: Watched,
+    step: Watched | Exception | None,
+    forms: Mapping[type, NormForm],
+    ops: Any,
 ) -> Found:
     run: LayerRun = prompt.runs[number]
     in_tuple = isinstance(run.output, (tuple, list))
+    more = in_tuple and len(run.output) > 1
     try:
+        if isinstance(step, Exception):
+            raise NotWired(f"a single token behind its cache raises {type(step).__name__}")
         wiring = completed(run, wiring_of(run))
         prove(run, wiring, forms, ops)
         if step is not None:
@@ -116,6 +127,7 @@ def _found(
             if completed(again, wiring_of(again)) != wiring:
                 raise NotWired("it works otherwise for a single token behind a cache")
             prove(again, wiring, forms, ops)
+        wiring = replace(wiring, untried=untried(wiring, [run] if step is None else [run, again]))
     except NotWired as why:
-        return Found(None, str(why), in_tuple)
-    return Found(wiring, "", in_tuple)
+        return Found(None, str(why), in_tuple, more)
+    return Found(wiring, "", in_tuple, more)

@@ -13,7 +13,7 @@ from torch import nn
 from steerfast.errors import SteerfastError
 
 META = torch.device("meta")
-_STREAMS = ("hidden_states", "hidden_state", "hidden", "x")
+_STREAMS = ("hidden_states", "hidden_state", "hidden", "x", "activations")
 
 
 @dataclass(frozen=True)

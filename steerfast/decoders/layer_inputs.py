@@ -27,6 +27,11 @@ def layer_inputs(decoder: Decoder, survey: Survey, ids: Tensor) -> LayerInputs:
 
     Raises SteerfastError for a model that gives its layers something else for each row: then rows cannot be forked.
     """
+    if any(found.returns_more for found in survey.layers):
+        raise SteerfastError(
+            f"the layers of {type(decoder.module).__name__} hand on more than the stream, so that they cannot be run one by one; "
+            "run the plans one by one, with attach"
+        )
     taken: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     with _stood_in_for(decoder, survey, taken):
         decoder.module(input_ids=ids, use_cache=False)

@@ -75,6 +75,17 @@ def wiring_of(run: LayerRun) -> Wiring:
     return Wiring(tuple(steps), factor, isinstance(run.output, (tuple, list)))
 
 
+def untried(wiring: Wiring, runs: list[LayerRun]) -> tuple[str, ...]:
+    """The layer's arguments that it got in none of these runs, and that no body takes: with one it may do something else."""
+    each = [arguments_of(run.layer, run.args, run.kwargs).own for run in runs]
+    taken = {source for step in wiring.steps for _, source in step.arguments}
+    return tuple(
+        name
+        for name in each[0]
+        if name not in taken and all(own[name] is None or own[name] is False for own in each)
+    )
+
+
 def _is_plain(call: Call) -> bool:
     """A norm, dropout and the like: one thing in, one out."""
     return call.alone and isinstance(call.output, Tensor)

@@ -14,11 +14,12 @@ from steerfast.plans.sites import site_index
 @dataclass(frozen=True)
 class Found:
     """A layer. wiring: None where it is steered behind its own forward, because of ``reason``. returns_tuple: what it
-    returns has the stream first."""
+    returns has the stream first. returns_more: and something else that is handed on."""
 
     wiring: Wiring | None
     reason: str = ""
     returns_tuple: bool = False
+    returns_more: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steerfast.decoders.caches import named_cache, tokens_in
 from steerfast.decoders.evaluating import evaluating
 from steerfast.decoders.find import Decoder, input_device
 
@@ -87,21 +88,22 @@ class LayerRun:
 
 @dataclass
 class Watched:
-    """runs: of layers, as they came. readers: {name: what it took} of the decoder's other parts that took a stream.
-    embedded: what the embedding gave. result: the decoder's. cache: what the forward left."""
+    """tokens: (B, T). runs: of layers, as they came. readers: {name: what it took} of the decoder's other parts that took a stream.
+    embedded: what the embedding gave. result: the decoder's. cache: (name, what the forward left)."""
 
+    tokens: tuple[int, int]
     runs: list[LayerRun] = field(default_factory=list)
     readers: dict[str, Seen] = field(default_factory=dict)
     embedded: Seen | None = None
     result: Seen | None = None
-    cache: Any = None
+    cache: tuple[str, Any] | None = None
 
 
 class _Watch:
     """Hooks for one forward. What runs in another thread meanwhile is not looked at."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder, self.found = decoder, Watched()
+    def __init__(self, decoder: Decoder, tokens: tuple[int, int]) -> None:
+        self.decoder, self.found = decoder, Watched(tokens)
         self.width = decoder.hidden_size
         self.open: list[LayerRun] = []
         self.thread = threading.get_ident()
@@ -208,11 +210,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             hooks.update(before | added)
 
 
-def watch(decoder: Decoder) -> tuple[Watched, Watched | None]:
-    """Three prompts, then one more token of each on the cache that they left.
-
-    The second is None where there is no cache. Call it while the model is ``undisturbed``. Raises whatever the model raises.
-    """
+def tokens_for(decoder: Decoder) -> tuple[Tensor, Tensor]:
+    """(ids, mask): three prompts and one more token of each."""
     vocabulary = _vocabulary(decoder)
     device = input_device(decoder) or torch.device("cpu")
     ids = (torch.arange(2 * (PROMPT + 1)) * 7 + 3) % vocabulary
@@ -220,10 +219,22 @@ def watch(decoder: Decoder) -> tuple[Watched, Watched | None]:
     ids[2, PROMPT - 1] = (ids[1, PROMPT - 1] + 1) % vocabulary
     mask = torch.ones_like(ids)
     mask[0, 0] = 0
+    return ids, mask
+
+
+def watch(decoder: Decoder) -> tuple[Watched, Watched | Exception | None]:
+    """Three prompts, then one more token of each on the cache that they left.
+
+    The second is None where there is no cache, or the exception that it raises. Call it while the model is ``undisturbed``. Raises whatever the model raises.
+    """
+    ids, mask = tokens_for(decoder)
     prompt = _watched(decoder, ids[:, :PROMPT], mask[:, :PROMPT], None)
     if prompt.cache is None:
         return prompt, None
-    return prompt, _watched(decoder, ids[:, PROMPT:], mask, prompt.cache)
+    try:
+        return prompt, _watched(decoder, ids[:, PROMPT:], mask, prompt.cache)
+    except Exception as error:
+        return prompt, error
 
 
 def _vocabulary(decoder: Decoder) -> int:
@@ -232,13 +243,17 @@ def _vocabulary(decoder: Decoder) -> int:
 
 
 def _watched(decoder: Decoder, ids: Tensor, mask: Tensor, cache: Any) -> Watched:
-    watching = _Watch(decoder)
-    given = {} if cache is None else {"past_key_values": cache}
+    watching = _Watch(decoder, (int(ids.shape[0]), int(ids.shape[1])))
+    given: dict[str, Any] = {} if cache is None else {cache[0]: cache[1]}
+    if (
+        cache is not None and tokens_in(cache[1]) is None
+    ):  # a state space takes the mask of what is new
+        mask = mask[:, -ids.shape[1] :]
     with ExitStack() as stack:
         watching.install(stack)
         output = decoder.module(
             input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True, **given
         )
     watching.found.result = watching.seen(tuple(output.values())) if output else None
-    watching.found.cache = getattr(output, "past_key_values", None)
+    watching.found.cache = named_cache(output)
     return watching.found

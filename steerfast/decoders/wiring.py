@@ -47,12 +47,14 @@ class Wiring:
     """A layer: its residual steps in order, then a factor on the stream.
 
     steps: two (``resid_mid`` is the stream between them) or one. factor: the attribute that multiplies the stream behind
-    the last step, or None. in_tuple: the layer returns its stream as a tuple of one.
+    the last step, or None. in_tuple: the layer returns its stream as a tuple of one. untried: arguments of the layer that
+    no body takes and that it was never given; given one of them (the states of an encoder), it is run as it is.
     """
 
     steps: tuple[Step, ...]
     factor: str | None = None
     in_tuple: bool = False
+    untried: tuple[str, ...] = ()
 
     @property
     def has_mid(self) -> bool:
@@ -86,7 +88,8 @@ def wiring_from(data: Mapping[str, Any]) -> Wiring:
         pairs = {name: tuple(map(tuple, one[name])) for name in ("arguments", "constants")}
         return Step(**{**one, "after": tuple(one["after"]), **pairs})
 
-    return Wiring(tuple(map(step, data["steps"])), data["factor"], data["in_tuple"])
+    steps = tuple(map(step, data["steps"]))
+    return Wiring(steps, data["factor"], data["in_tuple"], tuple(data["untried"]))
 
 
 def branch_of(output: Any) -> Tensor:

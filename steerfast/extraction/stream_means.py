@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from steerfast.decoders.evaluating import evaluating
 from steerfast.decoders.find import Decoder
+from steerfast.decoders.wiring import branch_of
 from steerfast.extraction.samples import (
     SIDES,
     Position,
@@ -27,6 +28,7 @@ from steerfast.extraction.samples import (
     check,
     token_weights,
 )
+from steerfast.extraction.sharing import attention_mask, may_share
 from steerfast.extraction.stream_norms import NormHistogram
 from steerfast.models import attachment_of, find_decoder, input_device
 from steerfast.plans.fields import whole
@@ -92,11 +94,11 @@ def stream_means(
         warnings.warn(
             "extracting under handle.use(): the vector is of the steered model", stacklevel=3
         )
-    # A route is made from a 2-D mask, and other attentions take no mask of one's own.
-    sharing = not steered and decoder.config._attn_implementation in ("sdpa", "eager")
     means = {side: StreamMean(len(layers), decoder.hidden_size) for side in SIDES}
     done = 0
     with evaluating(model):
+        # A route is made from a 2-D mask.
+        sharing = not steered and any(len(group) > 1 for group in groups) and may_share(decoder)
         for rows in _batches(groups, batch_size, sharing):
             _read(decoder, layers, rows, position, means)
             done += sum(len(row.samples) for row in rows)
@@ -182,12 +184,13 @@ class _Batch:
         causal = torch.ones((length, length), dtype=torch.bool).tril()
         seen, looking = self.branch[:, None, :], self.branch[:, :, None]
         allowed = causal & ((seen == 0) | (seen == looking))
-        allowed = allowed[:, None].to(device)
-        if decoder.config._attn_implementation == "sdpa":
-            return allowed
-        dtype = decoder.module.dtype
-        lowest = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=device)
-        return torch.where(allowed, torch.zeros_like(lowest), lowest)
+        return attention_mask(allowed[:, None], decoder, device)
+
+    def where(self, device: torch.device) -> dict[str, Tensor]:
+        """Position ids, where they are not the columns."""
+        if all(len(row.samples) == 1 for row in self.rows):
+            return {}
+        return {"position_ids": self.positions.to(device)}
 
     def weights(self, position: Position) -> dict[Side, Tensor]:
         """How much each token adds to the mean of each side: {side: [B, T] float64}."""
@@ -230,7 +233,7 @@ def _read(
 
     def keep(index: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            stream = (output[0] if isinstance(output, tuple) else output).flatten(0, 1)
+            stream = branch_of(output).flatten(0, 1)
             norms = torch.linalg.vector_norm(stream, dim=-1, dtype=torch.float32).cpu()
             for mean, places, weights, normed in wanted:
                 picked = stream[places.to(stream.device)].cpu().double()
@@ -245,8 +248,8 @@ def _read(
         decoder.module(
             input_ids=batch.tokens.to(device),
             attention_mask=batch.mask(decoder, device),
-            position_ids=batch.positions.to(device),
             use_cache=False,
+            **batch.where(device),
         )
     finally:
         for handle in hooks:

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steerfast.decoders.caches import cache_of, tokens_in, without_cache
 from steerfast.decoders.find import Decoder, input_device
 from steerfast.errors import SteerfastError
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.forwards import Forwards
 from steerfast.models.hand_over import KernelNorm, watched_everywhere
+from steerfast.models.outer_mask import mask_of
+from steerfast.models.plain_layer import PlainLayer
 from steerfast.models.prompt_mark import mark
 from steerfast.models.rebind import standing_in
-from steerfast.models.steered_layer import PlainLayer, SteeredLayer
+from steerfast.models.steered_layer import SteeredLayer
 from steerfast.routing.inputs import inputs_of
 
 
@@ -68,16 +71,19 @@ class SteeredModel:
             return self.original(*args, **kwargs)  # the model's own error follows
         self._check_layers()
         forwards, fusing = self.forwards, not watched_everywhere()
-        cache = given.get("past_key_values")
+        cache = cache_of(given)
+        like = given["input_ids" if embeds is None else "inputs_embeds"]
         routed_by = inputs_of(
-            given["input_ids" if embeds is None else "inputs_embeds"],
+            like,
             input_ids,
-            given.get("attention_mask"),
+            mask_of(forwards.attachment, given.get("attention_mask"), *like.shape[:2]),
             given.get("position_ids"),
-            cache,
+            tokens_in(cache),
         )
 
         def run(now: ForwardPass, **changed: Any) -> Any:
+            if "logits_to_keep" in given and now.acts:
+                changed["logits_to_keep"] = 0  # by which layers would be given fewer tokens
             if not self.embedded:
                 self._check_dtype(embeds)
                 return self.original(**{**given, **changed})
@@ -96,7 +102,7 @@ class SteeredModel:
             if now.reads_first:
                 # Rows behind the prompt depend, in every layer, on what conditions read at its end.
                 with torch.no_grad(), now.reading_only():
-                    run(now, past_key_values=None, use_cache=False)
+                    run(now, **without_cache(given))
             output = run(now)
             if now.opens:
                 forwards.attachment.state.reading = mark(output)

@@ -49,6 +49,16 @@ class ForwardPass:
         rows, table = self.rows, self.table
         return Steering(rows.slot, rows.gain, table.site_records[site], table.reads, table.bank)
 
+    @property
+    def acts(self) -> bool:
+        """Something may be steered in it."""
+        return any(entry is not None for entry in self.served())
+
+    def may_steer(self, site: int) -> bool:
+        """Whether a plan that this forward is made for acts at a site, on whatever tokens."""
+        phases = [phase for entry in self.served() if entry is not None for phase in entry.phases]
+        return any(site in phase.sites for phase in phases)
+
     # -- conditions ------------------------------------------------------------------------------------
 
     def measure(self, stream: Tensor, site: int) -> None:

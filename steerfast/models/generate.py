@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from steerfast.decoders.caches import cache_of, tokens_in
 from steerfast.errors import SteerfastError
 from steerfast.models.generation import Generation
 from steerfast.models.stand_in import StandIn
@@ -30,7 +31,7 @@ class SteeredGenerate(StandIn):
         mask = kwargs.get("attention_mask")
         in_use = shared.in_use()
         if mask is not None and embeds is None and in_use.active:
-            known = kwargs.get("past_key_values") is None  # else the mask is of the cache too
+            known = cache_of(kwargs) is None  # else the mask is of the cache too
             check_mask(mask, batch, width, width if known else None)
         flat = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         if flat is not None:  # covers a given cache, which the prompt may not
@@ -56,7 +57,7 @@ def _inferred(
     """The mask that ``generate`` will infer where it was given none: what is not the pad token, if that ends no text."""
     pad = _setting("pad_token_id", kwargs, generate)
     ends = _setting("eos_token_id", kwargs, generate)
-    if ids is None or pad is None or kwargs.get("past_key_values") is not None:
+    if ids is None or pad is None or cache_of(kwargs) is not None:
         return None
     if pad in (ends if isinstance(ends, (list, tuple)) else [ends]) or not (ids == pad).any():
         return None
@@ -85,14 +86,17 @@ class SteeredPrepare(StandIn):
             tokens = prepared["inputs_embeds"] if tokens is None else tokens
             batch, length = map(int, tokens.shape[:2])
             mask = kwargs.get("attention_mask")  # before a static cache turns it into a 4-D one
-            seen = _seen(kwargs.get("past_key_values"), mask, length)
+            seen = _seen(cache_of(kwargs), mask, length, int(input_ids.shape[1]))
             self.shared.prepare(generation, batch, length, mask, seen)
         return prepared
 
 
-def _seen(cache: Any, mask: Tensor | None, length: int) -> int:
-    """How many tokens a cache holds. A static one keeps that on the device; the mask says it too."""
-    seen = 0 if cache is None else cache.get_seq_length()
+def _seen(cache: Any, mask: Tensor | None, length: int, ids: int) -> int:
+    """How many tokens a cache holds. A static one keeps that on the device, and a state space does not count; the mask says it
+    too. ids: how many there are of the whole sequence."""
+    seen = tokens_in(cache)
     if isinstance(seen, int):
         return seen
-    return int(seen) if mask is None else mask.shape[1] - length
+    if mask is not None:
+        return mask.shape[1] - length
+    return ids - length if seen is None else int(seen)

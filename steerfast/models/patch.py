@@ -23,8 +23,10 @@ from steerfast.models.forwards import Forwards, attachment_of
 from steerfast.models.generate import SteeredGenerate, SteeredPrepare
 from steerfast.models.hand_over import KernelNorm
 from steerfast.models.handle import Handle
+from steerfast.models.outer_mask import keep_masks
+from steerfast.models.plain_layer import PlainLayer
 from steerfast.models.rebind import Rebindings
-from steerfast.models.steered_layer import PlainLayer, SteeredLayer
+from steerfast.models.steered_layer import SteeredLayer
 from steerfast.ops import backends
 from steerfast.ops.implementations import implementation
 from steerfast.plans.fields import choice, whole
@@ -74,6 +76,7 @@ def attach(
     for site in sites & shared.table.closed.keys():
         raise ValueError(f"measured names {site_name(site)}, {shared.table.closed[site]}")
     _rebind_decoder(decoder, found, shared)
+    keep_masks(model, decoder, shared, shared.rebindings)
     _rebind_generation(model, decoder.module, shared, shared.rebindings)
     scope.follow_threads()
     return Handle(model, shared)
@@ -186,8 +189,8 @@ def _rebind_layer(
         ours: SteeredLayer | PlainLayer
         if wiring is None:
             ours = PlainLayer(layer, index, forwards, original)
-        else:  # written anew; it does not call the original
-            ours = SteeredLayer(layer, index, wiring, found.forms, forwards)
+        else:  # written anew
+            ours = SteeredLayer(layer, index, wiring, found.forms, forwards, original)
         made.append(ours)
         return ours.forward
 

@@ -56,7 +56,7 @@ class Rebindings:
             _Rebound(module, path, name, place, had, module.__dict__.get(place), ours)
         )
         module.__dict__[place] = ours
-        if name == "forward":
+        if name == "forward" and hasattr(ours, "__self__"):
             module.__dict__[_MARK] = ours.__self__
 
     def restore(self) -> None:

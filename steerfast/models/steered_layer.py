@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from steerfast.decoders.norms import NormForm
-from steerfast.decoders.wiring import Body, Wiring, branch_of
+from steerfast.decoders.wiring import Body, Wiring
 from steerfast.errors import SteerfastError
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.forwards import Forwards
 from steerfast.models.hand_over import KernelNorm, Ready, unobserved
+from steerfast.models.plain_layer import steered_output
 from steerfast.models.rebind import standing_in, stands
 from steerfast.ops.records import Steering
-from steerfast.plans.sites import site_index
+from steerfast.plans.sites import site_index, site_name
 
 Given = Mapping[str, Any]
 _ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -40,8 +41,10 @@ class SteeredLayer:
         wiring: Wiring,
         forms: Mapping[type, NormForm],
         forwards: Forwards,
+        original: Callable[..., Any],
     ) -> None:
         self.layer, self.wiring, self.forwards = layer, wiring, forwards
+        self.original = original  # for what it was not proven with
         parameters = list(inspect.signature(type(layer).forward).parameters.values())[1:]
         self.stream_name = parameters[0].name
         named = [one for one in parameters[1:] if one.kind not in _ANY_NUMBER]
@@ -65,20 +68,39 @@ class SteeredLayer:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's contract in transformers: a stream in, a stream out."""
         self = standing_in(self)
-        stream, *args = args if args else (kwargs.pop(self.stream_name),)  # type: ignore[assignment]
+        stream, *more = args if args else (kwargs.pop(self.stream_name),)  # type: ignore[assignment]
         given: dict[str, Any] = {**self.defaults, **kwargs}
         rest: dict[str, Any] = {}
-        if args:
-            given.update(zip(self.names, args, strict=False))
+        if more:
+            given.update(zip(self.names, more, strict=False))
         if self.hands_on:
             rest = {name: value for name, value in kwargs.items() if name not in self.names}
         layer = self.layer
         now, whole = self.forwards.of_layer(stream)
+        for name in self.wiring.untried:
+            if given[name] is not None and given[name] is not False:
+                return self._as_it_is(name, stream, more, kwargs, now)
         if layer.training and getattr(layer, "gradient_checkpointing", False):
             stream = self._checkpointed(stream, given, rest, now)
         else:
             stream = self._run(stream, given, rest, now, now.steering, hand_over=whole)
         return (stream,) if self.wiring.in_tuple else stream
+
+    def _as_it_is(
+        self, name: str, stream: Tensor, more: Any, kwargs: Mapping[str, Any], now: ForwardPass
+    ) -> Any:
+        """With an argument that nothing is known of (the states of an encoder) the layer runs itself, and is steered behind."""
+        for site in self.sites[:-1]:
+            if now.may_steer(site):
+                raise SteerfastError(
+                    f"{type(self.layer).__name__} was given {name}, with which its wiring is not known, and a plan in use steers "
+                    f"{site_name(site)}, inside of it; steer resid_post"
+                )
+        if self.enters:
+            stream = self.forwards.ops.steer(stream, now.steering(0))
+            now.measure(stream, 0)
+        output = self.original(stream, *more, **kwargs)
+        return steered_output(output, self.sites[-1], now, self.forwards.ops)
 
     def _checkpointed(self, stream: Tensor, given: Given, rest: Given, now: ForwardPass) -> Tensor:
         """Under gradient checkpointing the layer is one function that backward runs a second time: no
@@ -154,41 +176,6 @@ class SteeredLayer:
         if not stands(self.own_forward, layer.__dict__.get("forward")) or not unobserved(layer):
             return None
         return None if self.next is None else self.next.ready(stream)
-
-
-class PlainLayer:
-    """The ``forward`` of a layer whose wiring is not known: its own, and steering behind it."""
-
-    def __init__(
-        self, layer: Any, index: int, forwards: Forwards, original: Callable[..., Any]
-    ) -> None:
-        self.layer, self.forwards, self.original = layer, forwards, original
-        parameters = list(inspect.signature(type(layer).forward).parameters)
-        self.stream_name = parameters[1]
-        self.site = site_index("resid_post", index)
-        self.own_forward: Any = None
-        self.next: KernelNorm | None = None
-        self.enters = False
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the layer's own, whose first result is the stream."""
-        self = standing_in(self)
-        stream: Tensor = args[0] if args else kwargs[self.stream_name]
-        now, _ = self.forwards.of_layer(stream)
-        ops = self.forwards.ops
-        if self.enters:
-            stream = ops.steer(stream, now.steering(0))
-            now.measure(stream, 0)
-            if args:
-                args = (stream, *args[1:])
-            else:
-                kwargs[self.stream_name] = stream
-        output = self.original(*args, **kwargs)
-        steered = ops.steer(branch_of(output), now.steering(self.site))
-        now.measure(steered, self.site)
-        if isinstance(output, Tensor):
-            return steered
-        return type(output)((steered, *output[1:]))
 
 
 def _steered(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from torch import Tensor
+
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.generation import Generation
 from steerfast.models.in_force import PlansInForce
@@ -26,7 +28,7 @@ class Prepared(NamedTuple):
 class ThreadState:
     """routing: its routes. generation: the ``generate`` in progress. prepared: what that, or a loop, has prepared. packed:
     of a serving engine's thread, the routing that the engine fills. last: its last forward. reading: of prompts by conditions, the
-    last outside of a generation."""
+    last outside of a generation. outer_mask: that a model around the decoder was given, while it runs."""
 
     def __init__(self, table: Table) -> None:
         self.routing = Routing(table)
@@ -35,3 +37,4 @@ class ThreadState:
         self.packed: Routing | None = None
         self.last: ForwardPass | None = None
         self.reading = 0
+        self.outer_mask: Tensor | None = None

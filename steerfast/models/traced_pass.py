@@ -23,7 +23,8 @@ class TracedPass(ForwardPass):
 
     def begin(self, inputs: Inputs, measured: frozenset[int], fusing: bool) -> None:
         """Route it. It looks at every measured site, whatever is in use."""
-        seen = inputs.seen if isinstance(inputs.seen, Tensor) else torch.tensor(inputs.seen)
+        known = -1 if inputs.seen is None else inputs.seen
+        seen = known if isinstance(known, Tensor) else torch.tensor(known)
         self.rows = Rows(*compiled.route(*inputs._replace(seen=seen), self.key))
         self.measured, self.fusing = measured, fusing
         self._handed = None
@@ -37,6 +38,14 @@ class TracedPass(ForwardPass):
         here = TracedPass(self.table, self.key, self.anchor)
         here.rows, here.measured = Rows(*compiled.layer(stream, self.key)), measured
         return here
+
+    @property
+    def acts(self) -> bool:
+        return True
+
+    def may_steer(self, site: int) -> bool:
+        """Who runs the graph may steer anywhere."""
+        return True
 
     def measure(self, stream: Tensor, site: int) -> None:
         """As an op."""

@@ -51,7 +51,9 @@ def _route(
     mask_kind: str,
     key: int,
 ) -> tuple[Tensor, ...]:
-    begun: int | Tensor = int(seen) if seen.device.type == "cpu" else seen
+    begun: int | Tensor | None = int(seen) if seen.device.type == "cpu" else seen
+    if isinstance(begun, int) and begun < 0:
+        begun = None
     inputs = Inputs(like, tokens, mask, position_ids, begun, mask_kind)
     rows, reads_first = by_key[key].compiled_route(inputs)
     if reads_first:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 class Inputs(NamedTuple):
     """like: [B, T, ...], ids or embeddings. tokens: [B, T] ids, where there are ids. mask: 2-D, of the whole sequence.
-    position_ids: [B or 1, T]. seen: how many tokens the cache holds. mask_kind: what the mask was, if it is not 2-D."""
+    position_ids: [B or 1, T]. seen: how many tokens the cache holds, None if it does not say. mask_kind: what the mask was, if
+    it is not 2-D."""
 
     like: Tensor
     tokens: Tensor | None
     mask: Tensor | None
     position_ids: Tensor | None
-    seen: int | Tensor
+    seen: int | Tensor | None
     mask_kind: str
 
     @property
@@ -31,7 +32,10 @@ class Inputs(NamedTuple):
 
     @property
     def begun(self) -> int | None:
-        """``seen``, which a static cache keeps on the device; None where a graph is captured, and nobody may look."""
+        """``seen``, which a static cache keeps on the device; None where a graph is captured, and nobody may look, and of a
+        cache that does not say."""
+        if self.seen is None:
+            return None
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return self.seen if isinstance(self.seen, int) else None
         return int(self.seen)
@@ -45,15 +49,21 @@ def _counts(ids: Any, batch: int, length: int) -> bool:
 
 
 def inputs_of(
-    like: Tensor, tokens: Tensor | None, mask: Any, position_ids: Tensor | None, cache: Any
+    like: Tensor,
+    tokens: Tensor | None,
+    mask: Any,
+    position_ids: Tensor | None,
+    seen: int | Tensor | None,
 ) -> Inputs:
     """From the arguments of a model of transformers. Position ids of several axes say nothing of the order of tokens, and
-    what is no position ids is left to the model to refuse."""
+    what is no position ids is left to the model to refuse. Where a cache does not say how much it ``seen``, a mask of the
+    whole sequence does."""
     kind = ""
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
         kind = f"{mask.ndim}-D" if isinstance(mask, Tensor) else "custom"
         mask = None
     if not _counts(position_ids, int(like.shape[0]), int(like.shape[1])):
         position_ids = None
-    seen = 0 if cache is None else cache.get_seq_length()
+    if seen is None and mask is not None and mask.shape[1] > like.shape[1]:
+        seen = int(mask.shape[1] - like.shape[1])
     return Inputs(like, tokens, mask, position_ids, seen, kind)

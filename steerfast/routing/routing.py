@@ -126,6 +126,14 @@ class Routing:
                 f"a {inputs.mask_kind} attention mask does not tell padding from tokens, and padding is never "
                 "steered; pass a 2-D attention_mask, or none if there is no padding"
             )
+        if seen is None:
+            if in_use.by_position:
+                raise SteerfastError(
+                    "this forward goes on with a cache that does not say how many tokens it holds, and a plan in use asks where "
+                    "they are; call generate, run the loop in handle.generating(ids, mask), or pass the attention_mask of the "
+                    "whole sequence"
+                )
+            seen = 0  # any position will do
         positions, real = positions_of(mask, batch, seen, length, device)
         ids = inputs.position_ids
         if ids is not None and length > 1 and not in_generate and in_use.tells_sequences(batch):
