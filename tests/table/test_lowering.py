@@ -116,8 +116,8 @@ def test_packing_ends_where_the_room_does(plan, monkeypatch):
     whole = pack(plan, lower(plan).phases)
     own, computed = lowering._site, []
     monkeypatch.setattr(lowering, "_site", lambda *given: computed.append(given) or own(*given))
-    rows, programs = len(whole.directions), len(whole.programs)
-    assert pack(plan, lower(plan).phases, Cost(15, rows, programs)).directions == whole.directions
+    rows, programs = whole.cost[1:]
+    assert pack(plan, lower(plan).phases, Cost(15, rows, programs)).keys == whole.keys
     for room, what in ((Cost(15, 3, programs), "rows"), (Cost(15, rows, programs - 1), "programs")):
         if getattr(room, what) < 0:
             continue

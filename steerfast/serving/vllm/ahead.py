@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from steerfast.serving.vllm.arming import ask
-from steerfast.serving.vllm.front import AHEAD, Ahead, Front, Wired, fronts
+from steerfast.serving.vllm.front import AHEAD, Ahead, Front, fronts
 from steerfast.serving.vllm.patching import wrap
 from steerfast.serving.wire import FIELD
 
@@ -55,9 +55,8 @@ async def _add(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
     front, known = getattr(engine.input_processor, "steerfast", None), _prompt(prompt)
     if front is None or known is None:
         return await original(engine, *args, **kwargs)
-    wired: Wired | None
-    wired, refusal = await _aside(front, value, partial(front.wire, value, *known))
-    token = AHEAD.set(Ahead(value, refusal, *known, wired))
+    wire, refusal = await _aside(front, value, partial(front.wire, value, *known))
+    token = AHEAD.set(Ahead(value, refusal, *known, wire))
     try:
         return await original(engine, *args, **kwargs)
     finally:
