@@ -185,6 +185,6 @@ class _Packing:
 
 
 def _unit_key(test: Test) -> Tensor:
-    key = test.key.at(test.layer).double()
+    key = test.key.direction(test.layer).double()
     unit: Tensor = (key / torch.linalg.vector_norm(key)).to(torch.float32)
     return unit
