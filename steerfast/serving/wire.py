@@ -60,7 +60,7 @@ class Prepared:
                 found = ValueError(str(error))
             finally:
                 part.forget()
-            self._parts.put(key, found, _size(found))
+            self._parts.put(key, found, size_of(found))
         if isinstance(found, ValueError):
             raise ValueError(str(found))
         return found
@@ -154,8 +154,8 @@ def _numbers(packed: Packed) -> dict[str, Any]:
     }
 
 
-def _size(found: dict[str, Any] | ValueError) -> int:
-    """Bytes that keeping it takes, about."""
+def size_of(found: dict[str, Any] | ValueError) -> int:
+    """Bytes that a wire form, or a refusal, takes, about."""
     if isinstance(found, ValueError):
         return 200 + len(str(found))
     return 500 + sum(len(each) for each in found.values() if isinstance(each, bytes))

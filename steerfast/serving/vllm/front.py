@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from steerfast.serving import metrics
 from steerfast.serving.aside import Aside, on_event_loop
+from steerfast.serving.flight import Flight
 from steerfast.serving.reader import PlanReader
 from steerfast.serving.vllm.arming import is_on, obstacle, settings_of
 from steerfast.serving.vllm.patching import wrap
@@ -23,6 +24,7 @@ from steerfast.serving.wire import FIELD, WIRE, Prepared, to_wire
 
 logger = logging.getLogger("steerfast")
 PARAMETER = f"vllm_xargs.{FIELD}"
+_FLIGHT = 256 * 2**20  # bytes of plans that the requests of a server may have in its engine
 _SAID = 2000  # letters of a reason
 _every: weakref.WeakSet[Front] = weakref.WeakSet()
 
@@ -55,6 +57,7 @@ class Front:
             text = config.model_config.hf_text_config
             self.reader = PlanReader(settings_of(config), text.num_hidden_layers, text.hidden_size)
         self.aside = Aside("steerfast-reader")
+        self.flight = Flight(_FLIGHT)
         self.process = os.getpid()
         _every.add(self)
 
