@@ -26,7 +26,9 @@ def test_never_more_than_there_is_and_everybody_has_a_turn_in_order(seed):
             await flight.take(this, size)
             order.append(number)
             running[number] = size
-            assert sum(running.values()) <= flight.bytes  # some have their turn, and do not know it yet
+            assert (
+                sum(running.values()) <= flight.bytes
+            )  # some have their turn, and do not know it yet
             assert flight.bytes <= 100 or sum(map(bool, flight._held.values())) == 1
             for _ in range(chance.randrange(5)):
                 await asyncio.sleep(0)
