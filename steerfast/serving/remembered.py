@@ -18,9 +18,6 @@ class Remembered(Generic[_Key, _Value]):
         self._kept: OrderedDict[_Key, tuple[_Value, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __contains__(self, key: _Key) -> bool:
-        return key in self._kept
-
     def get(self, key: _Key) -> _Value | None:
         """The value, or None where it is not, or no longer, there."""
         with self._lock:

@@ -6,16 +6,20 @@ import math
 import random
 import struct
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import steerfast as sf
+from steerfast.errors import SteerfastError
 from steerfast.ops.arguments import validate
 from steerfast.ops.records import Steering
 from steerfast.serving.arrival import arrived, packed_of, way_of
-from steerfast.serving.wire import block_key, prepare, to_wire
+from steerfast.serving.settings import Settings
+from steerfast.serving.vllm import admission
+from steerfast.serving.wire import WIRE, block_key, prepare, to_wire
 from steerfast.table.packing import Cost
 from steerfast.table.table import Table
 
@@ -154,3 +158,45 @@ def test_a_row_sent_twice_is_counted_and_held_once():
     assert table.records[sites[:, 1], 0, 0].tolist() == [0, 0]
     table.acquire(sf.steer(B, 1.0, layers=[0]))  # and given back
     assert torch.equal(table.bank[0], B.at(0))
+
+
+class Core:
+    """An engine core, as far as what arrives is looked at."""
+
+    def __init__(self, monkeypatch, on=True):
+        monkeypatch.setattr(admission, "is_on", lambda config: on)
+        monkeypatch.setattr(admission, "settings_of", lambda config: Settings())
+        text = SimpleNamespace(num_hidden_layers=LAYERS, hidden_size=D)
+        self.vllm_config = SimpleNamespace(model_config=SimpleNamespace(hf_text_config=text))
+        self.made = []
+
+    def look(self, wire, tokens=(4, 5, 6), **more):
+        params = SimpleNamespace(extra_args=None if wire is None else {WIRE: wire, "other": 1})
+        request = SimpleNamespace(sampling_params=params, prompt_token_ids=tokens, **more)
+        admission._look(lambda core, request: self.made.append(request), self, request)
+        return params.extra_args
+
+
+def test_a_core_makes_requests_of_what_it_has_looked_at(monkeypatch):
+    core, wire = Core(monkeypatch), sent()
+    room = Cost(Settings.slots, Settings.rows, Settings.programs)
+    assert core.look(wire) == {WIRE: arrived(sent(), LAYERS, D, room), "other": 1}
+    assert wire == sent()  # what was sent may be others' too
+    assert core.look(None) is None
+    embeds = to_wire(prepare(PLAN), 2, None)
+    assert core.look(embeds, None, prompt_embeds=torch.zeros(2, D))[WIRE]["prompt"] == 2
+    assert len(core.made) == 3
+
+
+def test_a_core_makes_no_request_of_anything_else(monkeypatch):
+    """An exception where vLLM makes requests is an error of that request alone."""
+    core = Core(monkeypatch)
+    with pytest.raises(ValueError, match="what arrived for a request is no plan"):
+        core.look({"digest": "0"})
+    with pytest.raises(SteerfastError, match="for a prompt of 3 tokens with one of 4"):
+        core.look(sent(), [1, 2, 3, 4])
+    with pytest.raises(ValueError, match="it has other parts"):  # once is enough
+        core.look(core.look(sent())[WIRE])
+    with pytest.raises(SteerfastError, match="was not started to steer"):
+        Core(monkeypatch, on=False).look(sent())
+    assert len(core.made) == 1
