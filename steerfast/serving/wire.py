@@ -67,8 +67,13 @@ class Prepared:
 
     @property
     def size(self) -> int:
-        """Bytes that keeping it takes, about, its vectors aside."""
-        return 1000 * len(self.plan.terms) + 500 * len(self.lowered.phase_of)
+        """Bytes that keeping it takes, about. Vectors are the catalogue's, or of its text; but of a positional one a plan
+        has an ordinary one for each position."""
+        rows = sum(
+            len(term.vector.layers) * (term.vector.positions or 0) for term in self.plan.terms
+        )
+        own = 1000 * len(self.plan.terms) + 500 * len(self.lowered.phase_of)
+        return own + 4 * rows * self.plan.hidden_size
 
 
 def prepare(plan: Plan, check: Check | None = None, parts: Parts | None = None) -> Prepared | None:

@@ -235,9 +235,9 @@ class Table:
         place_of = np.array([*rows, NONE], np.int32)  # of NONE, which is -1, the last
         with torch.inference_mode(False), torch.no_grad():
             records = records_of(packed, place_of, np.array(programs, np.int32), len(self.records))
-            for slot, record in zip(slots, records, strict=True):
-                if slot != UNSTEERED:
-                    self.records[:, slot].copy_(torch.from_numpy(record))
+            filled = [phase for phase, slot in enumerate(slots) if slot != UNSTEERED]
+            places = [slots[phase] for phase in filled]
+            write(self.records.transpose(0, 1), places, torch.from_numpy(records[filled]))
             write(self.bank, list(new_rows), packed.rows[list(new_rows.values())])
             words = words_of(packed, place_of, list(new_programs.values()))
             write(self.reads, list(new_programs), torch.from_numpy(words))

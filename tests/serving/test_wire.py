@@ -178,3 +178,10 @@ def test_a_sequence_must_be_in_the_prompt():
         wire_of(plan, [1, 2, 3])
     with pytest.raises(ValueError, match="embeddings"):
         to_wire(prepare(plan), 4, None)
+
+
+def test_what_a_plan_has_for_itself_of_a_positional_vector_is_counted():
+    rows = sf.SteeringVector("rows", {layer: torch.randn(30, 64) for layer in range(4)})
+    one = prepare(sf.steer(rows, 1.0, layers=[2], select=sf.First(3)))
+    assert one.size >= 4 * 30 * 4 * 64
+    assert prepare(sf.steer(V, 1.0, layers=[1])).size < 4000
