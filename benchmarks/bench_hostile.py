@@ -3,7 +3,8 @@
 A real vLLM server (its API process with the plugin, its engine) over SmolLM2. One client asks for a few tokens, steered by a
 plan that the server has not seen; meanwhile others send plans made to do harm (``harness/hostile.py``: the largest
 allowed, every limit from below and above). Rounds of three, in turn: ``alone``, beside as many unsteered requests at once
-(``plain``), beside hostile ones (``hostile``). The control tells what any crowd costs from what reading its plans does.
+(``plain``), beside hostile ones (``hostile``). The control tells what any crowd costs from what its plans do; so every prompt
+is a new one, as a steered prompt is to the prefix cache, and the model has as much to do for either.
 
 Before that, without an engine: the longest that reading one such plan takes at the size of Llama-2-7B, and a plain one.
 Prints ``hostile_over_plain``, ``hostile_over_alone``, ``memory_mb`` (of the API process: early, half way, at the end). Run it
@@ -30,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 SEED = 7
-PROMPT = list(range(300, 340))
+PROMPT = list(range(300, 340))  # behind a token that is another one each time
+FIRST = range(1000, 40_000)
 CLIENTS = 4  # of the crowd
 TOKENS = 16  # of an honest answer
 ROUNDS = 5
@@ -153,13 +155,13 @@ async def measured(
         await _up(client, server)
         times: dict[str, list[float]] = {"alone": [], "plain": [], "hostile": []}
         answers: Counter[int] = Counter()
-        numbers = itertools.count()
+        numbers, prompts = itertools.count(), itertools.count()
         memory: list[float] = []
 
         async def ask(plan: str | None, tokens: int) -> int:
             body = {
                 "model": "m",
-                "prompt": PROMPT,
+                "prompt": [FIRST[next(prompts) % len(FIRST)], *PROMPT],
                 "max_tokens": tokens,
                 "temperature": 0,
                 "ignore_eos": True,

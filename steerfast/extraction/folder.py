@@ -8,17 +8,21 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from steerfast.extraction.text_rows import holds_rows, texts_in_rows
+from steerfast.models.tokens import Prompt
+
 LOOKED_AT = 8192  # bytes from the front
 _CONTROL = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\b\x1b")
 _OTHER_UNICODE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def texts_below(folder: Path) -> Iterator[str]:
-    """Every file below a folder as one text, in the order of their paths; files without any text give none.
+def texts_below(folder: Path) -> Iterator[Prompt]:
+    """Every file below a folder as one text, or as the texts in its rows (``text_rows``), in the order of their paths;
+    files without any text give none.
 
     Left out: what is hidden (its name, or that of a folder around it, begins with a dot), and files that are no text: a
     picture, a compiled module. A warning says how many were read and which were not. Raises ValueError for a file of text
-    that is not UTF-8, naming it and the place.
+    that is not UTF-8 and for a row without a text, naming it and the place.
     """
     files, hidden = _files(folder)
     texts = [file for file in files if not _is_binary(file)]
@@ -31,6 +35,9 @@ def texts_below(folder: Path) -> Iterator[str]:
             stacklevel=1,
         )
     for file in texts:
+        if holds_rows(file):
+            yield from _rows(file)
+            continue
         text = _decoded(file).strip()
         if text:
             yield text
@@ -55,6 +62,15 @@ def _is_binary(file: Path) -> bool:
     if front.startswith(_OTHER_UNICODE):
         return False
     return any(byte in _CONTROL for byte in front)
+
+
+def _rows(file: Path) -> Iterator[Prompt]:
+    try:
+        yield from texts_in_rows(file)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; if it is no part of the corpus, take it out of the folder"
+        ) from error
 
 
 def _decoded(file: Path) -> str:

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 
 from steerfast.extraction.folder import texts_below
-from steerfast.extraction.samples import as_text_or_messages
-from steerfast.io.rows import ENDINGS, is_row, lines_of, rows_of
+from steerfast.extraction.text_rows import texts_in_rows
+from steerfast.io.rows import ENDINGS, is_row, lines_of
 from steerfast.models.tokens import Prompt
 
 
@@ -42,12 +42,7 @@ def _texts(path: Path) -> Iterator[Prompt]:
     if path.is_dir():
         yield from texts_below(path)
     elif path.suffix.lower() in ENDINGS:
-        _, rows = rows_of(path, "texts")
-        for number, row in enumerate(rows, 1):
-            try:
-                yield as_text_or_messages(row.value, f"text {number} of {row.place}")
-            except TypeError as error:
-                raise ValueError(str(error)) from error
+        yield from texts_in_rows(path)
     else:
         yield from _blocks(path) if _has_blocks(path) else _each_line(path)
 

@@ -18,6 +18,7 @@ from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.prompt_mark import check_mark
 from steerfast.models.rebind import standing_in
 from steerfast.models.scope import InLoop
+from steerfast.models.thread_state import ThreadState
 from steerfast.models.traced_pass import TracedPass
 from steerfast.ops.implementations import implementation
 from steerfast.ops.records import Steering
@@ -99,11 +100,18 @@ class Forwards:
                 state.packed.rows = state.packed.buffers.at(inputs.rows)
             return state.packed
         routing = self.attachment.assigned(in_use)
+        self._route(routing, in_use, inputs, state)
+        # What generate reads of its prompts is what it began with; nobody may look where a graph is captured.
+        if routing.measuring and state.generation is None and inputs.begun is not None:
+            routing.judging.read(inputs.like, routing.rows)
+        return routing
+
+    def _route(self, routing: Routing, in_use: InUse, inputs: Inputs, state: ThreadState) -> None:
         prepared, state.prepared = state.prepared, None
         if prepared is None:
             self._check_loop()
             routing.rows = routing.bare(inputs, in_generate=state.generation is not None)
-            return routing
+            return
         if prepared.rows != inputs.rows:
             batch, length = inputs.shape
             raise SteerfastError(
@@ -113,7 +121,6 @@ class Forwards:
         if prepared.in_use is not in_use:  # changed since, by another thread
             prepared.again()
             state.prepared = None
-        return routing
 
     def _check_loop(self) -> None:
         """SteerfastError in a thread that a decoding loop of another has started: what that has prepared is not for it."""

@@ -68,7 +68,7 @@ class Test:
             raise ValueError(
                 f"a test's key {self.key.name!r} is positional; it needs one direction"
             )
-        if not self.key.at(self.layer).any():
+        if not self.key.direction(self.layer).any():
             raise ValueError(f"the key {self.key.name!r} is zero at layer {self.layer}")
 
     @property
@@ -81,7 +81,7 @@ class Test:
         """The threshold that <h, key/|key|>, or the cosine, is compared with."""
         if self.kind != "probe":
             return self.threshold
-        key = self.key.at(self.layer).double()
+        key = self.key.direction(self.layer).double()
         return -self.bias / float(torch.linalg.vector_norm(key))
 
 
@@ -131,6 +131,6 @@ class Condition:
         for test in self.tests:
             head = f"{test.kind}|{test.measured_at}|{test.over}|{test.below}|"
             numbers = f"{test.threshold.hex()}|{test.bias.hex()}|"
-            key = test.key.at(test.layer).numpy().tobytes()
+            key = test.key.direction(test.layer).numpy().tobytes()
             parts.append(hashlib.sha256((head + numbers).encode() + key).hexdigest())
         return hashlib.sha256("|".join([self.require, *sorted(parts)]).encode()).hexdigest()

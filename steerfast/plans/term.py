@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -182,10 +183,10 @@ class Term:
         return [vector for vector in (self.read, self.second, key) if vector is not None]
 
     def _check_layer(self, layer: int) -> None:
-        direction = self.vector.at(layer)
+        direction = self.vector.direction(layer)
         for other in self._others():
-            other.at(layer)
-        if self.gate is not None and not self.gate.key.at(layer).any():
+            other.direction(layer)
+        if self.gate is not None and not self.gate.key.direction(layer).any():
             raise ValueError(f"the gate's key {self.gate.key.name!r} is zero at layer {layer}")
         if self.scale == "stream":
             self.stream_norm(layer)
@@ -205,14 +206,14 @@ class Term:
 
     def unit(self, layer: int) -> Tensor:
         """v/|v| of a layer, [D] float64."""
-        direction = self.vector.at(layer).double()
+        direction = self.vector.direction(layer).double()
         normalised: Tensor = direction / torch.linalg.vector_norm(direction)
         return normalised
 
     def plane(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """The orthonormal (b1, b2) of a rotation, float64; None where the vectors span no plane."""
         assert self.second is not None
-        first, other = self.unit(layer), self.second.at(layer).double()
+        first, other = self.unit(layer), self.second.direction(layer).double()
         length = torch.linalg.vector_norm(other)
         rest = other - (other @ first) * first
         rest = rest - (rest @ first) * first  # once more, against cancellation
@@ -250,7 +251,7 @@ class Term:
         dial = OPERATORS[self.operator].dial
         return dial is not None and getattr(self, dial) == 0.0
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of what the term does: operator, values, numbers, site, selector, gate; no names."""
         content = hashlib.sha256()
@@ -264,5 +265,5 @@ class Term:
             norm = self.stream_norm(layer).hex() if self.scale == "stream" else ""
             content.update(f"|{layer}:{norm}:".encode())
             for vector in self.vectors:
-                content.update(vector.at(layer).numpy().tobytes())
+                content.update(vector.direction(layer).numpy().tobytes())
         return content.hexdigest()

@@ -153,6 +153,10 @@ class SteeringVector:
 
     def at(self, layer: int) -> Tensor:
         """A copy of the [D] float32 direction ([T, D] by position) of one layer; ValueError names the layers there are."""
+        return self.direction(layer).clone()
+
+    def direction(self, layer: int) -> Tensor:
+        """The direction of one layer itself, not to be written to. As ``at``."""
         if layer not in self.directions:
             hint = (
                 "; layers count from 0, and a vector does not know where its model ends: "
@@ -162,7 +166,7 @@ class SteeringVector:
                 f"vector {self.name!r} has no layer {layer}; it has {_ranges(self.layers)}"
                 f"{hint if layer < 0 else ''}"
             )
-        return self.directions[layer].clone()
+        return self.directions[layer]
 
     def select(self, layers: Iterable[int]) -> SteeringVector:
         """The same vector with only these layers."""

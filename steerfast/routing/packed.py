@@ -8,7 +8,7 @@ and recomputation need no care here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -21,26 +21,32 @@ from steerfast.routing.route import SEATS
 from steerfast.routing.router import NO_SEAT, make_router
 from steerfast.routing.routing import Routing
 from steerfast.routing.verdicts import Verdicts
-from steerfast.table.entry import Entry
-from steerfast.table.lowering import Lowered, lower
+from steerfast.table.entry import Entry, Held
+from steerfast.table.lowering import Lowered
+from steerfast.table.packing import Packed
 
 ENGINE = "__warmup_"  # how the names of an engine's own requests begin; they are not steered
 
 
 @dataclass
-class Packed:
-    """A live request. read: how far its condition has been shown the prompt; forked_from: the request whose
-    prompt it shares."""
+class Live:
+    """A live request. held: what it has in the table; way: where in it that holds; length: of its prompt. read: how far
+    its condition has been shown the prompt; forked_from: the request whose prompt it shares."""
 
-    entry: Entry | None
-    prompt: tuple[int, ...]
+    held: Held | None
+    way: Itinerary
+    length: int
     read: int = 0
     forked_from: str | None = None
 
+    @property
+    def entry(self) -> Entry | None:
+        """Its plan in the table, if that was lowered here."""
+        return self.held if isinstance(self.held, Entry) else None
 
-def along(plan: Plan, prompt: Sequence[int]) -> Lowered:
+
+def along(lowered: Lowered, prompt: Sequence[int]) -> Lowered:
     """As much of a plan as a request with this prompt needs. ValueError where a sequence is not in it."""
-    lowered = lower(plan)
     return lowered.along(places_of(lowered, len(prompt), prompt))
 
 
@@ -54,8 +60,8 @@ class PackedRequests:
         self.routing = routing
         self.stream: torch.cuda.Stream | None = None
         self._lock = threading.RLock()
-        self._live: dict[str, Packed] = {}
-        self._conditional: dict[str, Packed] = {}  # those of them whose plan has a condition
+        self._live: dict[str, Live] = {}
+        self._conditional: dict[str, Live] = {}  # those of them whose plan has a condition
         self._seat_of: dict[
             str, int
         ] = {}  # where the router keeps the itinerary of whom it has seen
@@ -79,23 +85,39 @@ class PackedRequests:
                 raise ValueError(f"there is a live request {name!r} already; give another name")
             tokens = tuple(int(token) for token in prompt)
             table = self.routing.table
-            part = None if plan is None else along(plan, tokens)
+            part = None if plan is None else along(table.lowered(plan), tokens)
             entry = None if plan is None else table.acquire(plan, part)
             try:
-                itinerary(entry, len(tokens), tokens)
+                way = itinerary(entry, len(tokens), tokens)
             except Exception:
                 assert entry is not None
                 table.release(entry)
                 raise
-            family = {name: Packed(entry, tokens)}
+            family = {name: Live(entry, way, len(tokens))}
             for child in (f"{name}__child#{number}" for number in range(children)):
                 if plan is not None:
                     table.acquire(plan, part)
-                family[child] = Packed(entry, tokens, forked_from=name)
+                family[child] = Live(entry, way, len(tokens), forked_from=name)
             self._live.update(family)
             if entry is not None and entry.plan.condition is not None:
                 self.measured |= {test.measured_at for test in entry.plan.condition.tests}
                 self._conditional.update(family)
+
+    def admit_packed(
+        self,
+        name: str,
+        share: str,
+        packed: Callable[[], Packed],
+        way: Callable[[Sequence[int]], Itinerary],
+        length: int,
+    ) -> None:
+        """Take a request whose plan was packed elsewhere: ``Table.hold(share, packed)``, and its way by the slots that its
+        phases got. Raises as ``admit`` does."""
+        with self._lock, self._on_stream():
+            if name in self._live:
+                raise ValueError(f"there is a live request {name!r} already; give another name")
+            held = self.routing.table.hold(share, packed)
+            self._live[name] = Live(held, way(held.slots), length)
 
     def forget(self, name: str) -> None:
         """A request has ended, however. Harmless twice."""
@@ -108,8 +130,8 @@ class PackedRequests:
             if seat != NO_SEAT:
                 del self._seated[seat]
                 self._free.append(seat)
-            if request.entry is not None:
-                self.routing.table.release(request.entry)
+            if request.held is not None:
+                self.routing.table.release(request.held)
 
     def __contains__(self, name: object) -> bool:
         return name in self._live
@@ -126,7 +148,7 @@ class PackedRequests:
     @property
     def scheduled(self) -> bool:
         """Whether any live plan has a schedule."""
-        return any(one.entry is not None and one.entry.plan.schedule for one in self._live.values())
+        return any(one.way.gain_at for one in self._live.values())
 
     def names(self) -> list[str]:
         """The live requests."""
@@ -178,21 +200,20 @@ class PackedRequests:
         if not self._free:
             self._more_seats()
         seat = self._free.pop()
-        one = itinerary(request.entry, len(request.prompt), request.prompt)
-        self._router.set(seat, *(list(part) for part in one))  # type: ignore[arg-type]
-        self._verdicts.seat(seat, request.entry, len(request.prompt))
+        self._router.set(seat, *(list(part) for part in request.way))  # type: ignore[arg-type]
+        self._verdicts.seat(seat, request.entry, request.length)
         parent = self._seat_of.get(request.forked_from or "")
         if parent is not None and start > 0:
             self._verdicts.copy_seat(parent, seat)
-        self._seat_of[name], self._seated[seat] = seat, one
+        self._seat_of[name], self._seated[seat] = seat, request.way
         return seat
 
     def _read_again(self, names: Sequence[str], first: Sequence[int]) -> None:
         """A request that was preempted before its prompt was through reads it from the start, as if for the first time."""
         for name, start in zip(names, first, strict=True):
             request = self._conditional.get(name)
-            if request is not None and start < request.read < len(request.prompt):
-                self._verdicts.seat(self._seat_of[name], request.entry, len(request.prompt))
+            if request is not None and start < request.read < request.length:
+                self._verdicts.seat(self._seat_of[name], request.entry, request.length)
                 request.read = start
 
     def _judge(self, names: Sequence[str], first: Sequence[int], count: Sequence[int]) -> None:
@@ -202,7 +223,7 @@ class PackedRequests:
         for name, start, length in zip(names, first, count, strict=True):
             request = self._conditional.get(name)
             if request is not None:
-                routing.measuring |= request.read < len(request.prompt)
+                routing.measuring |= request.read < request.length
                 request.read = max(request.read, start + length)
 
     def _live_entries(self) -> tuple[Entry | None, ...]:

@@ -8,6 +8,7 @@ would be seen. Sums are float64, so that chunks of a prompt add up to what the w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +17,22 @@ from torch import Tensor
 from steerfast.errors import SteerfastError
 from steerfast.plans.condition import MAX_TESTS, Condition
 from steerfast.routing.itinerary import NEVER
+from steerfast.routing.prompt_tokens import PromptTokens
 from steerfast.routing.route import Rows
 from steerfast.table.entry import Entry
 
 NOWHERE = -1  # the site of a test that is not there
 SITE, KEY, COSINE, LAST, BELOW = range(5)
 LENGTH, DECIDED_AT, ANY = range(3)
+
+
+class Kept(NamedTuple):
+    """What has been measured, and of which tokens."""
+
+    sums: Tensor
+    counted: Tensor
+    verdict: Tensor
+    read: Tensor | None
 
 
 class Verdicts:
@@ -42,6 +53,7 @@ class Verdicts:
             self.counted = torch.zeros(seats, MAX_TESTS, **whole)  # type: ignore[call-overload]
             self.verdict = torch.ones(seats, dtype=torch.float32, device=self.device)
         self._conditions: dict[int, Condition | None] = {}
+        self._tokens = PromptTokens()
 
     @property
     def seats(self) -> int:
@@ -50,7 +62,7 @@ class Verdicts:
     def assign(
         self,
         requests: Sequence[tuple[Entry | None, int | None]],
-        kept: tuple[Tensor, Tensor, Tensor] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """Seats 0, 1, ... get these requests (plan in the table, prompt length), undecided or, of the same conditions, with
         what ``keep`` returned; all others none."""
@@ -103,9 +115,20 @@ class Verdicts:
                     "prompt is not read again; keep the condition of the plan before, or start the request anew"
                 )
 
-    def keep(self) -> tuple[Tensor, Tensor, Tensor]:
+    def keep(self) -> Kept:
         """What has been measured, for requests that go on under other plans."""
-        return self.sums.clone(), self.counted.clone(), self.verdict.clone()
+        read = self._tokens.numbers
+        return Kept(
+            self.sums.clone(),
+            self.counted.clone(),
+            self.verdict.clone(),
+            None if read is None else read.clone(),
+        )
+
+    def read(self, like: Tensor, rows: Rows) -> None:
+        """Note which tokens a forward shows to the conditions; ``PromptTokens.read`` says more."""
+        decided = self.about[:, DECIDED_AT] != NOWHERE
+        self._tokens.read(like, rows, torch.where(decided, self.about[:, LENGTH], 0))
 
     def check_read(self, positions: Tensor, real: Tensor | None, ends: Sequence[int]) -> None:
         """SteerfastError where rows go on behind what their conditions have not read: a prompt, or a part of one over which
@@ -123,14 +146,14 @@ class Verdicts:
                 "read the prompt from its beginning, and nothing in between"
             )
 
-    def _restore(self, kept: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _restore(self, kept: Kept) -> None:
         """Put back what ``keep`` returned, where there is still a condition."""
         with torch.inference_mode(False):
-            sums, counted, verdict = kept
-            self.sums.copy_(sums)
-            self.counted.copy_(counted)
+            self.sums.copy_(kept.sums)
+            self.counted.copy_(kept.counted)
             waiting = self.about[:, DECIDED_AT] != NOWHERE
-            self.verdict.copy_(torch.where(waiting, verdict, 1.0))
+            self.verdict.copy_(torch.where(waiting, kept.verdict, 1.0))
+            self._tokens.numbers = kept.read
 
     def _write(self, requests: Sequence[tuple[Entry | None, int | None]], first: int) -> None:
         count = len(requests)
@@ -162,6 +185,7 @@ class Verdicts:
         with torch.inference_mode(False):
             self.sums[seats] = 0.0
             self.counted[seats] = 0
+            self._tokens.forget(seats)
             waiting = self.about[seats, DECIDED_AT] != NOWHERE
             self.verdict[seats] = torch.where(waiting, torch.nan, 1.0)
 

@@ -20,6 +20,7 @@ from steerfast.plans.plan import Plan
 from steerfast.routing.packed import along
 from steerfast.serving.cache_size import Length, sized_config
 from steerfast.serving.sampling import MAX_NEW_TOKENS, checked
+from steerfast.table.lowering import Lowered
 
 _PER_REQUEST = ("max_new_tokens", "eos_token_id")
 _WAIT = 1.0  # seconds between looks at an engine that says nothing
@@ -73,9 +74,9 @@ def generate_batch(
         prompts = [
             _token_ids(one, number, tokenizer, handle.model) for number, one in enumerate(asked)
         ]
-        fits: set[str] = set()  # what was looked at already, as many requests share a plan
+        seen = _Seen({}, set())  # many requests share a plan
         asked = [
-            _checked(one, number, handle, prompts[number], fits) for number, one in enumerate(asked)
+            _checked(one, number, handle, prompts[number], seen) for number, one in enumerate(asked)
         ]
         groups: dict[tuple[Any, ...], list[int]] = {}
         for number, one in enumerate(asked):
@@ -218,9 +219,14 @@ def _token_ids(request: Request, number: int, tokenizer: Any, model: Any) -> lis
     return ids
 
 
-def _checked(
-    request: Request, number: int, handle: Handle, ids: list[int], fits: set[str]
-) -> Request:
+class _Seen(NamedTuple):
+    """lowered: each plan by its digest. fits: the parts of them that the table has room for, by their keys."""
+
+    lowered: dict[str, Lowered]
+    fits: set[str]
+
+
+def _checked(request: Request, number: int, handle: Handle, ids: list[int], seen: _Seen) -> Request:
     """The request, its sampling as plain values. TypeError or ValueError, with its number, for what cannot run;
     TableFullError for a plan that this table never has room for."""
     positions = getattr(handle.model.config.get_text_config(), "max_position_embeddings", None)
@@ -235,10 +241,12 @@ def _checked(
     sampling = checked(request.sampling, f"request {number}", most_new, vocabulary)
     try:
         if plan is not None:
-            part = along(plan, ids)
-            if part.key(plan) not in fits:
+            if plan.digest not in seen.lowered:
+                seen.lowered[plan.digest] = handle.table.lowered(plan)
+            part = along(seen.lowered[plan.digest], ids)
+            if part.key(plan) not in seen.fits:
                 handle.table.check_room(plan, part)
-                fits.add(part.key(plan))
+                seen.fits.add(part.key(plan))
     except (ValueError, TableFullError) as error:
         raise type(error)(f"request {number}: {error}") from error
     return request._replace(sampling=sampling)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -24,21 +22,19 @@ from steerfast.plans.plan import Plan
 from steerfast.plans.vector import SteeringVector
 from steerfast.serving.catalogue import Catalogue
 from steerfast.serving.dose import dose
+from steerfast.serving.remembered import Remembered
 from steerfast.serving.settings import Settings
-from steerfast.serving.wire import Prepared, cost, prepare
+from steerfast.serving.wire import Parts, Prepared, prepare
 from steerfast.table.lowering import Lowered
-from steerfast.table.packing import Cost
+from steerfast.table.packing import Cost, Packed, pack
 
 logger = logging.getLogger("steerfast")
-_REMEMBERED = 64 * 2**20  # bytes of plans as text
+_REMEMBERED = 32 * 2**20  # bytes of plans as text, and as many of them as numbers
 _VECTORS = ("vector", "read", "second", "key")
 
 
 class PlanReader:
-    """Reads plans for a model of ``num_layers`` layers of width ``hidden_size``; safe to use from several threads.
-
-    conditions: whether the engine can decide a plan's condition.
-    """
+    """Reads plans for a model of ``num_layers`` layers of width ``hidden_size``; safe to use from several threads."""
 
     def __init__(
         self,
@@ -46,15 +42,12 @@ class PlanReader:
         num_layers: int,
         hidden_size: int,
         *,
-        conditions: bool = True,
         catalogue: Catalogue | None = None,
     ) -> None:
         self.settings, self.num_layers, self.hidden_size = settings, num_layers, hidden_size
-        self.conditions = conditions
         self.catalogue = catalogue or Catalogue(settings.vectors, settings.max_vectors)
-        self._remembered: OrderedDict[tuple[str, int], Prepared | _Refusal | None] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._plans: Remembered[tuple[str, int], _Found] = Remembered(_REMEMBERED)
+        self._parts: Parts = Remembered(_REMEMBERED)
 
     def read(self, value: object) -> Prepared | None:
         """The plan of a request's field: JSON text or a dict in the plan schema, a plan's registered name, or a Plan.
@@ -66,29 +59,16 @@ class PlanReader:
         text = self._text(value)
         self.catalogue.refresh()
         key = (text, self.catalogue.version)
-        with self._lock:
-            known = key in self._remembered
-            if known:
-                self._remembered.move_to_end(key)
-                found = self._remembered[key]
-        if not known:
+        found = self._plans.get(key)
+        if found is None:
             try:
-                found = self._checked(self._plan(text))
+                found = _Found(self._checked(self._plan(text)))
             except ValueError as error:  # whoever asks again is refused at once
-                found = _Refusal(str(error))
-            self._remember(key, found)
-        if isinstance(found, _Refusal):
-            raise ValueError(found.reason)
-        return found
-
-    def _remember(self, key: tuple[str, int], found: Prepared | _Refusal | None) -> None:
-        with self._lock:
-            if key not in self._remembered:
-                self._remembered[key] = found
-                self._bytes += _size(key[0], found)
-            while self._bytes > _REMEMBERED:
-                (old, _), dropped = self._remembered.popitem(last=False)
-                self._bytes -= _size(old, dropped)
+                found = _Found(None, str(error))
+            self._plans.put(key, found, found.size + len(text))
+        if found.refusal is not None:
+            raise ValueError(found.refusal)
+        return found.prepared
 
     def check(self, plan: Plan) -> None:
         """ValueError for a plan that could not run here."""
@@ -142,19 +122,15 @@ class PlanReader:
             raise ValueError(
                 f"layers: the plan names layer {plan.layers[-1]}; this model has layers 0..{self.num_layers - 1}"
             )
-        if plan.condition is not None and not self.conditions:
-            raise ValueError(
-                "condition: this engine cannot decide conditions; leave it out, or use a gate on the terms"
-            )
         with _reading("plan"):
-            return prepare(plan, partial(self._cost, plan))
+            return prepare(plan, partial(self._packed, plan), self._parts)
 
-    def _cost(self, plan: Plan, part: Lowered) -> Cost:
-        """What a part of a plan takes. ValueError for one that there is no room for, or that adds too much."""
+    def _packed(self, plan: Plan, part: Lowered) -> Packed:
+        """What a part of a plan comes to. ValueError for one that there is no room for, or that adds too much."""
         settings = self.settings
         with _reading("plan"):
             room = Cost(settings.slots, settings.rows, settings.programs)
-            found = cost(plan, part, room)
+            found = pack(plan, part.phases, room)
         amount, site = dose(plan, part)
         if not math.isfinite(amount) or amount > settings.dose_refuse:
             raise ValueError(
@@ -171,15 +147,17 @@ class PlanReader:
         return found
 
 
-class _Refusal(NamedTuple):
-    reason: str
+class _Found(NamedTuple):
+    """What reading a text came to: a plan (None: one that never acts), or why it is refused."""
 
+    prepared: Prepared | None
+    refusal: str | None = None
 
-def _size(text: str, found: Prepared | _Refusal | None) -> int:
-    """Bytes that remembering takes, about."""
-    if isinstance(found, _Refusal):
-        return 256 + len(text) + len(found.reason)
-    return 256 + len(text) + (0 if found is None else found.size)
+    @property
+    def size(self) -> int:
+        """Bytes that keeping it takes, about."""
+        said = 0 if self.refusal is None else len(self.refusal)
+        return 256 + said + (0 if self.prepared is None else self.prepared.size)
 
 
 def read_vector(text: str | bytes, name: str) -> SteeringVector:

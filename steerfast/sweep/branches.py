@@ -153,8 +153,8 @@ def _table_for(
     return Table(
         layers,
         width,
-        slots=max(1, sum(one.slots for one in packed)),
-        bank_rows=max(1, len({key for one in packed for key in one.directions})),
+        slots=max(1, sum(one.cost.slots for one in packed)),
+        bank_rows=max(1, len({key for one in packed for key in one.keys})),
         programs=len({key for one in packed for key in one.programs}),
         device=device,
     )

@@ -39,13 +39,13 @@ def cost(plan: Plan, model: Any) -> PlanCost:
         raise ValueError(f"plan names layer {plan.layers[-1]}, but the model has {layers} layers")
     lowered = lower(plan)
     packed = pack(plan, lowered.phases)
-    rows, programs = len(packed.directions), len(packed.programs)
+    slots, rows, programs = packed.cost
     words = (
-        packed.slots * site_count(layers) * RECORD_WIDTH
+        slots * site_count(layers) * RECORD_WIDTH
         + rows * plan.hidden_size
         + programs * MAX_READS * READ_WIDTH
     )
     steered = tuple(
-        phase.name for phase, sites in zip(lowered.phases, packed.phases, strict=True) if sites
+        phase.name for phase, done in zip(lowered.phases, packed.steered, strict=True) if done
     )
-    return PlanCost(steered, packed.slots, rows, programs, _WORD * words)
+    return PlanCost(steered, slots, rows, programs, _WORD * words)

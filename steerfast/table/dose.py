@@ -88,13 +88,13 @@ def _share(term: Term, layer: int, norm: float, mean_norm: MeanNorm) -> float:
         return abs(term.target or 0.0) / norm
     if term.operator in ("map", "feature_clamp"):
         assert term.read is not None
-        read = _length(term.read.at(layer)) * norm + abs(term.bias)
+        read = _length(term.read.direction(layer)) * norm + abs(term.bias)
         times = (
             abs(term.coefficient) * read
             if term.operator == "map"
             else abs(term.target or 0.0) + read
         )
-        return times * _length(term.vector.at(layer)) / norm
+        return times * _length(term.vector.direction(layer)) / norm
     return 0.0
 
 

@@ -1,8 +1,8 @@
-"""Entry: a plan that stands in the table, and where."""
+"""Entry: a plan that stands in the table, and where; of a plan that was packed elsewhere its numbers alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,14 +15,12 @@ from steerfast.table.phases import Origin
 UNSTEERED = -1
 
 
-@dataclass
-class Entry:
-    """One plan in the table, or a part of one: the slot of each phase (-1 where nothing is active), the bank row of
-    each test's key, what it shares of bank and programs, and who holds it."""
+@dataclass(kw_only=True)
+class Held:
+    """Numbers that stand in the table, and where: the slot of each phase (-1 where nothing is active), the bank row of
+    each test's key, what they share of bank and programs, and how many hold them."""
 
     key: str
-    plan: Plan
-    lowered: Lowered
     slots: tuple[int, ...]
     keys: tuple[int, ...] = ()
     rows: list[int] = field(default_factory=list)
@@ -30,6 +28,14 @@ class Entry:
     holders: int = 0
     # On a GPU: when the last step that its last holder started was through with the slots.
     last_use: torch.cuda.Event | None = None
+
+
+@dataclass(kw_only=True)
+class Entry(Held):
+    """One plan in the table, or a part of one."""
+
+    plan: Plan
+    lowered: Lowered
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -42,8 +48,9 @@ class Entry:
         return [(position, slot_of[phase]) for position, phase in self.lowered.course(places)]
 
 
-def used(entries: list[Entry]) -> Cost:
-    """What these plans hold."""
+def used(entries: Iterable[Held]) -> Cost:
+    """What these hold."""
+    entries = list(entries)
     slots = sum(slot != UNSTEERED for entry in entries for slot in entry.slots)
     rows = {row for entry in entries for row in entry.rows}
     return Cost(slots, len(rows), len({at for entry in entries for at in entry.programs}))

@@ -247,7 +247,7 @@ def _fits(one: LoweredRead) -> bool:
 def scaled(term: Term, layer: int, mean_norm: MeanNorm) -> Tensor:
     """scale(v) of ``Term``, float64. mean_norm: of a site, for ``equal``."""
     if term.scale == "raw":
-        return term.vector.at(layer).double()
+        return term.vector.direction(layer).double()
     if term.scale == "stream":
         return term.unit(layer) * term.stream_norm(layer)
     if term.scale == "equal":
@@ -261,7 +261,7 @@ def mean_norms(every: Sequence[Term]) -> MeanNorm:
     named: dict[int, list[Tensor]] = {}
     for term in every:
         for layer in term.steered_layers if term.operator == "add" else ():
-            named.setdefault(site_index(term.site, layer), []).append(term.vector.at(layer))
+            named.setdefault(site_index(term.site, layer), []).append(term.vector.direction(layer))
 
     @cache
     def mean(site: int) -> float:

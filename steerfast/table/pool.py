@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 
 class Pool:
-    """``capacity`` places. Equal keys share a place, which is free again when all have given it back.
-
-    ``write(place)`` is called when a key gets a place of its own; a place that somebody holds is never
-    written again.
-    """
+    """``capacity`` places. Equal keys share a place, which is free again when all have given it back; one that somebody
+    holds is never written again."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -29,15 +26,19 @@ class Pool:
         places = [self._places.get(key) for key in set(keys)]
         return sum(place is None or (among is not None and place not in among) for place in places)
 
-    def take(self, key: bytes, write: Callable[[int], object]) -> int:
-        """The key's place, one holder more. IndexError if there is none; see ``free`` and ``missing``."""
-        place = self._places.get(key)
-        if place is None:
-            place = self._free.pop()
-            self._places[key], self._keys[place], self._holders[place] = place, key, 0
-            write(place)
-        self._holders[place] += 1
-        return place
+    def take(self, keys: Iterable[bytes]) -> tuple[list[int], dict[int, int]]:
+        """The places of these keys, one holder more for each; and {place: which of the keys} of those that are new, and to be
+        written. IndexError where there are not enough; see ``free`` and ``missing``."""
+        places, new = [], dict[int, int]()
+        for number, key in enumerate(keys):
+            place = self._places.get(key)
+            if place is None:
+                place = self._free.pop()
+                self._places[key], self._keys[place], self._holders[place] = place, key, 0
+                new[place] = number
+            self._holders[place] += 1
+            places.append(place)
+        return places, new
 
     def give_back(self, place: int) -> None:
         """One holder less."""

@@ -73,7 +73,7 @@ def _group(term: Term, layer: int) -> tuple[object, ...]:
 
 
 def _gate_key(gate: Gate, layer: int) -> tuple[object, ...]:
-    return (gate.kind, gate.bias, gate.threshold, gate.key.at(layer).numpy().tobytes())
+    return (gate.kind, gate.bias, gate.threshold, gate.key.direction(layer).numpy().tobytes())
 
 
 def _affine(slope: float, offset: float = 0.0, cross: float = 0.0) -> Read:
@@ -88,7 +88,9 @@ def _lower(build: _Program, term: Term, layer: int, gate: Read) -> None:
         read = _affine(c, c * term.bias)
         if name == "feature_clamp":
             read = Read(Op.FEATURE, offset=term.bias, level=t, threshold=term.threshold)
-        build.add(read, gate, term.read.at(layer).double(), term.vector.at(layer).double())
+        build.add(
+            read, gate, term.read.direction(layer).double(), term.vector.direction(layer).double()
+        )
         return
     if name in ("rotate_to", "rotate_by"):
         plane = term.plane(layer)
@@ -126,7 +128,7 @@ class _Program:
         """The gate's fields, as a read to copy them from; its key is among the key reads, which come first."""
         if gate is None:
             return Read(Op.KEY)
-        key = gate.key.at(layer).double()
+        key = gate.key.direction(layer).double()
         length = float(torch.linalg.vector_norm(key))
         kind, bias = GateKind.SIGMOID, gate.bias
         if gate.kind != "sigmoid":  # a threshold does not mind the key's length

@@ -12,21 +12,24 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
+from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from steerfast.errors import TableFullError
-from steerfast.ops.records import MAX_READS, READ_WIDTH, RECORD_WIDTH, Op, Read
+from steerfast.ops.records import MAX_READS, READ_WIDTH, RECORD_WIDTH
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_count, site_name
-from steerfast.table.entry import UNSTEERED, Entry, used
+from steerfast.table.entry import UNSTEERED, Entry, Held, used
+from steerfast.table.layout import records_of, words_of, write
 from steerfast.table.lowering import Lowered, lower
-from steerfast.table.packing import Cost, Direction, Packed, PackedSite, pack
+from steerfast.table.packing import NONE, PHASE, Cost, Packed, pack
 from steerfast.table.pool import Pool
 from steerfast.table.room import check_room, room, within
 
@@ -66,7 +69,9 @@ class Table:
         self.lock = threading.Condition(threading.RLock())
         self._frozen: tuple[int, Tensor, Tensor] | None = None
         # By key, least recently used first.
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._entries: OrderedDict[str, Held] = OrderedDict()
+        # Of each plan what its entries hold, or one of them.
+        self._lowered: WeakValueDictionary[str, Lowered] = WeakValueDictionary()
         self._free_slots = list(range(slots - 1, -1, -1))
         self._rows, self._programs = Pool(rows), Pool(reading)
 
@@ -85,7 +90,7 @@ class Table:
     def entries(self) -> tuple[Entry, ...]:
         """Every plan in the table, held or idle."""
         with self.lock:
-            return tuple(self._entries.values())
+            return tuple(one for one in self._entries.values() if isinstance(one, Entry))
 
     @property
     def slots_in_use(self) -> int:
@@ -131,21 +136,41 @@ class Table:
         beside the plans in use.
         """
         key = plan.digest if part is None else part.key(plan)
-        with self.lock:
-            if key in self._entries:
-                return self._held_once_more(key)
-        lowered, packed = self._packed(plan, part)  # may take long: without the lock
+        held = self._held_once_more(key)
+        if held is None:
+            lowered, packed = self._packed(plan, part)  # may take long: without the lock
+            held = self._held_once_more(key, packed, partial(Entry, plan=plan, lowered=lowered))
+        assert isinstance(held, Entry)
+        return held
+
+    def hold(self, key: str, packed: Callable[[], Packed]) -> Held:
+        """As ``acquire``, of numbers that were packed elsewhere and fit this table. key: whatever tells them from others;
+        packed: called where the table does not have them."""
+        held = self._held_once_more(key)
+        if held is None:
+            held = self._held_once_more(key, packed(), Held)
+        assert held is not None
+        return held
+
+    def lowered(self, plan: Plan) -> Lowered:
+        """``lower(plan)``, of a plan that is here as it was made for it."""
+        found = self._lowered.get(plan.digest)
+        return lower(plan) if found is None else replace(found, part=None)
+
+    def _held_once_more(
+        self, key: str, packed: Packed | None = None, kind: Callable[..., Held] = Held
+    ) -> Held | None:
+        """What stands under a key, or is put there; None where there is neither."""
         with self.lock:
             if key not in self._entries:
+                if packed is None:
+                    return None
                 self._make_room(packed)
-                self._insert(key, plan, lowered, packed)
-            return self._held_once_more(key)
-
-    def _held_once_more(self, key: str) -> Entry:
-        entry = self._entries[key]
-        self._entries.move_to_end(key)
-        entry.holders += 1
-        return entry
+                self._insert(key, packed, kind)
+            held = self._entries[key]
+            self._entries.move_to_end(key)
+            held.holders += 1
+            return held
 
     def check_room(self, plan: Plan, part: Lowered | None = None) -> None:
         """TableFullError for a plan that this table has no room for, whoever else is there; ValueError for one that does
@@ -163,13 +188,13 @@ class Table:
         self.check(plan)
         with self.lock:
             taken = used(self._held())
+        lowered = self.lowered(plan) if part is None else part
         with within(taken, self.room):
-            lowered = lower(plan) if part is None else part
             packed = pack(plan, lowered.phases, self.room)
         lowered.forget()
         return lowered, packed
 
-    def release(self, entry: Entry) -> None:
+    def release(self, entry: Held) -> None:
         """Give a plan back; its slots are reused only when their room is needed."""
         with self.lock:
             assert entry.holders > 0, "released more often than acquired"
@@ -194,53 +219,36 @@ class Table:
             with self.lock:
                 self._check_room([one for one in self._held() if one is not entry], packed)
                 self.release(entry)
-                self._make_room(packed)
-                self._insert(plan.digest, plan, lowered, packed)
-                return self._held_once_more(plan.digest)
+                kind = partial(Entry, plan=plan, lowered=lowered)
+                return cast("Entry", self._held_once_more(plan.digest, packed, kind))
         self.release(entry)
         return new
 
-    def _held(self) -> list[Entry]:
+    def _held(self) -> list[Held]:
         return [entry for entry in self._entries.values() if entry.holders > 0]
 
-    def _insert(self, key: str, plan: Plan, lowered: Lowered, packed: Packed) -> None:
-        slots = tuple(self._free_slots.pop() if sites else UNSTEERED for sites in packed.phases)
-        entry = Entry(key, plan, lowered, slots)
-        new_rows: dict[int, Tensor] = {}
-        new_programs: dict[int, list[list[int]]] = {}
-
-        def row_of(direction: Direction | None) -> int:
-            if direction is None:
-                return -1
-            key, values = direction
-            entry.rows.append(self._rows.take(key, lambda row: new_rows.update({row: values})))
-            return entry.rows[-1]
-
-        def program_of(site: PackedSite) -> int:
-            words = [
-                replace(one.read, source=row_of(one.source), target=row_of(one.target)).words()
-                for one in site.reads
-            ]
-            words += [Read(Op.KEY).words()] * (MAX_READS - len(words))
-            place = self._programs.take(site.program, lambda at: new_programs.update({at: words}))
-            entry.programs.append(place)
-            return place
-
-        nothing = [UNSTEERED, 0, 0, 0]
+    def _insert(self, key: str, packed: Packed, kind: Callable[..., Held]) -> None:
+        """Copy what is new; the rest is there, and gets a holder more."""
+        rows, new_rows = self._rows.take(packed.keys)
+        programs, new_programs = self._programs.take(packed.programs)
+        steered = set(packed.sites[:, PHASE].tolist())
+        slots = tuple(
+            self._free_slots.pop() if phase in steered else UNSTEERED
+            for phase in range(packed.phases)
+        )
+        place_of = np.array([*rows, NONE], np.int32)  # of NONE, which is -1, the last
         with torch.inference_mode(False), torch.no_grad():
-            for slot, sites in zip(slots, packed.phases, strict=True):
-                records = [nothing] * len(self.records)
-                for index, site in sites.items():
-                    program = program_of(site) if site.reads else 0
-                    records[index] = [row_of(site.delta), site.finish, program, len(site.reads)]
-                if slot != UNSTEERED:
-                    self.records[:, slot].copy_(torch.tensor(records, dtype=torch.int32))
-            entry.keys = tuple(row_of(key) for key in packed.keys)
-            _write(self.bank, new_rows)
-            _write(
-                self.reads,
-                {at: torch.tensor(words, dtype=torch.int32) for at, words in new_programs.items()},
-            )
+            records = records_of(packed, place_of, np.array(programs, np.int32), len(self.records))
+            filled = [phase for phase, slot in enumerate(slots) if slot != UNSTEERED]
+            places = [slots[phase] for phase in filled]
+            write(self.records.transpose(0, 1), places, torch.from_numpy(records[filled]))
+            write(self.bank, list(new_rows), packed.rows[list(new_rows.values())])
+            words = words_of(packed, place_of, list(new_programs.values()))
+            write(self.reads, list(new_programs), torch.from_numpy(words))
+        entry = kind(key=key, slots=slots, rows=rows, programs=programs)
+        entry.keys = tuple(rows[test] for test in packed.tests)
+        if isinstance(entry, Entry):
+            self._lowered[entry.plan.digest] = entry.lowered
         self.version += 1
         self._entries[key] = entry
 
@@ -249,25 +257,25 @@ class Table:
         self._check_room(self._held(), packed)
         for entry in [one for one in self._entries.values() if one.holders == 0]:
             if (
-                len(self._free_slots) >= packed.slots
-                and self._rows.free >= self._rows.missing(packed.directions)
+                len(self._free_slots) >= packed.cost.slots
+                and self._rows.free >= self._rows.missing(packed.keys)
                 and self._programs.free >= self._programs.missing(packed.programs)
             ):
                 return
             self._evict(entry)
 
-    def _check_room(self, held: list[Entry], packed: Packed) -> None:
+    def _check_room(self, held: list[Held], packed: Packed) -> None:
         """TableFullError if the plan would not fit even beside the plans in use alone."""
         rows = {row for entry in held for row in entry.rows}
         programs = {program for entry in held for program in entry.programs}
         need = Cost(
-            packed.slots,
-            self._rows.missing(packed.directions, rows),
+            packed.cost.slots,
+            self._rows.missing(packed.keys, rows),
             self._programs.missing(packed.programs, programs),
         )
         check_room(need, used(held), self.room, len(held))
 
-    def _evict(self, entry: Entry) -> None:
+    def _evict(self, entry: Held) -> None:
         if entry.last_use is not None:
             torch.cuda.current_stream(self.device).wait_event(entry.last_use)
         del self._entries[entry.key]
@@ -282,10 +290,3 @@ class Table:
         for program in entry.programs:
             self._programs.give_back(program)
         self.version += 1
-
-
-def _write(tensor: Tensor, rows: dict[int, Tensor]) -> None:
-    """All new rows in one copy."""
-    if rows:
-        places = torch.tensor(list(rows), device=tensor.device)
-        tensor.index_copy_(0, places, torch.stack(list(rows.values())).to(tensor.device))

@@ -58,6 +58,41 @@ def test_a_folder_of_texts_says_nothing(folder):
         assert list(read_texts(folder)) == TEXTS
 
 
+ROWS = {
+    "c.jsonl": '{"text": "one"}\n\n{"prompt": "two", "id": 3}\n',
+    "d.NDJSON": '{"messages": [{"role": "user", "content": "three"}]}\n',
+    "e.json": '["four", {"text": "five"}]',
+    "f.csv": "id,text\n1,six\n2,seven\n",
+    "g.json": '{"texts": ["eight"]}',
+    "h.jsonl": "\n",
+    "package.json": '{"name": "a package", "files": ["x"]}',
+    "table.csv": "id,price\n1,2\n",
+    "spoiled.json": '["four",',
+}
+ONE = {"package.json", "table.csv", "spoiled.json"}
+
+
+def test_files_of_rows_in_a_folder_are_read_as_rows(tmp_path):
+    """Rows are texts; what is data of another kind is a text itself, as a program's files are in a corpus of code."""
+    for name, content in ROWS.items():
+        (tmp_path / name).write_text(content)
+    said = ({"role": "user", "content": "three"},)
+    texts = ["one", "two", said, "four", "five", "six", "seven", "eight"]
+    texts += [ROWS[name].strip() for name in sorted(ONE)]
+    assert sorted(map(str, read_texts(tmp_path))) == sorted(map(str, texts))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [('{"title": "x"}', "a row with title"), ("{broken", "line 2, "), ("5", "text 2 of")],
+)
+def test_a_row_without_a_text_is_refused(line, reason, tmp_path):
+    """And not read as a text, nor left out."""
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n' + line)
+    with pytest.raises(ValueError, match=rf"{reason}.*take it out of the folder"):
+        list(read_texts(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("content", "place"),
     [("caf\xe9 au lait".encode("latin-1"), "byte 3"), ("text".encode("utf-16"), "byte 0"), (b"x" * 9000 + b"\xff", "byte 9000")],

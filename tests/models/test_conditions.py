@@ -195,3 +195,57 @@ def test_what_is_read_again_counts_once_in_a_condition(over, bare):
                     out = handle.model(ids[:, begun:until], past_key_values=cache, use_cache=True)
                     cache, found[begun:until], seen = out.past_key_values, out.logits[0], until
         torch.testing.assert_close(found.double(), wanted.double(), rtol=2e-4, atol=2e-3)
+
+
+OTHER_TOKENS = "reads another token at position 5 of the prompt of row 0"
+
+
+@pytest.mark.parametrize("over", ["mean", "last"])
+@pytest.mark.parametrize("inputs", ["ids", "embeddings"])
+@pytest.mark.parametrize("bare", [True, False], ids=["forwards", "loop"])
+def test_other_tokens_in_a_rewound_cache_are_another_prompt(over, inputs, bare):
+    """Its verdict would be that of the first one; a prompt read anew, without the cache, is judged for itself."""
+    first, second = [5, 6, *MARK, 7, 8, 9, 10], [5, 6, *MARK, 7, 20, 30, 40]
+    test = Test("projection", vector(3), 0, threshold=-99.0, over=over)
+    plan = steer(vector(1), 2.0, condition=Condition(test))
+    known = {"prompt_lengths": [len(first)]} if bare else {}
+    with torch.no_grad(), attach(llama()) as handle, handle.use(plan, **known):
+        embed = handle.model.get_input_embeddings()
+
+        def read(tokens, cache=None, seen=0):
+            ids = torch.tensor([tokens[seen:]])
+            if loop is not None:
+                loop.step(ids.shape[1], seen)
+            given = {"input_ids": ids} if inputs == "ids" else {"inputs_embeds": embed(ids)}
+            return handle.model(**given, past_key_values=cache, use_cache=True)
+
+        loop = None if bare else handle.generating(torch.tensor([first]))
+        with loop or nullcontext():
+            cache = read(first).past_key_values
+            cache.crop(4 - len(first))
+            cache = read(first, cache, 4).past_key_values  # the same is the same
+            cache.crop(4 - len(first))
+            with pytest.raises(SteerfastError, match=OTHER_TOKENS):
+                read(second, cache, 4)
+        if bare:
+            wanted, _ = outcome(PLAIN, second, second, plan)
+            found = read(second).logits[0]
+            torch.testing.assert_close(found.double(), wanted.double(), rtol=2e-4, atol=2e-3)
+
+
+def test_other_tokens_are_found_when_half_of_a_prompt_was_read_and_plans_have_changed():
+    test = Test("projection", vector(3), 0, threshold=-99.0)
+    plans = [steer(vector(1), c, condition=Condition(test)) for c in (2.0, 3.0)]
+    with torch.inference_mode(), attach(llama()) as handle:
+        use = handle.use(plans[0], prompt_lengths=[8])
+        with use:
+            cache = handle.model(
+                torch.tensor([[5, 6, 7, 8, 9, 10]]), use_cache=True
+            ).past_key_values
+            cache.crop(-1)
+            use.change(plans[1])
+            with pytest.raises(SteerfastError, match=OTHER_TOKENS):
+                handle.model(torch.tensor([[40, 41]]), past_key_values=cache)
+            # As it was, and on behind it: what nobody has read may be anything.
+            handle.model(torch.tensor([[10, 41]]), past_key_values=cache)
+            handle.model(torch.tensor([[42]]), past_key_values=cache)

@@ -17,12 +17,14 @@ import torch
 import steerfast as sf
 from harness import hostile
 from steerfast.serving import reader as reading
+from steerfast.serving.arrival import arrived
 from steerfast.serving.aside import Aside
 from steerfast.serving.reader import PlanReader
 from steerfast.serving.settings import Settings
 from steerfast.serving.vllm import ahead, arming, front
 from steerfast.serving.wire import FIELD, WIRE, to_wire
 from steerfast.table import lowering
+from steerfast.table.packing import Cost
 
 LAYERS, D = 4, 16
 PROMPT = list(range(100, 140))
@@ -92,7 +94,7 @@ def work(monkeypatch):
     for owner, name in (
         (PlanReader, "_plan"),
         (PlanReader, "_checked"),
-        (reading, "cost"),
+        (reading, "pack"),
         (front, "to_wire"),
     ):
         own = getattr(owner, name)
@@ -125,7 +127,7 @@ def test_the_event_loop_reads_nothing(server, work):
     answers = asyncio.run(all_of_them())
     assert answers[0] == answers[1] == wanted
     assert {type(one) for one in answers} == {dict, Refused}
-    assert {name for _, name in work} == {"_plan", "_checked", "cost", "to_wire"}
+    assert {name for _, name in work} == {"_plan", "_checked", "pack", "to_wire"}
     assert {thread.name for thread, _ in work} == {"steerfast-reader"}
 
 
@@ -195,7 +197,7 @@ def test_a_thousand_hostile_requests_leave_nothing(server, monkeypatch):
     """No tensor of theirs is kept, and as many bytes as were allowed; work is bounded by what each one's own course needs."""
     sites, own = [], lowering._site
     monkeypatch.setattr(lowering, "_site", lambda *args: sites.append(args[0]) or own(*args))
-    monkeypatch.setattr(reading, "_REMEMBERED", 2**20)
+    server.reader._plans.room = server.reader._parts.room = 2**19
     made = hostile.plans(Settings(), LAYERS, PROMPT)
 
     async def ask(count):
@@ -214,7 +216,8 @@ def test_a_thousand_hostile_requests_leave_nothing(server, monkeypatch):
     sites.clear()
     asyncio.run(ask(1000))
     assert tensors() <= before + 50
-    assert server.reader._bytes <= 2**20
+    kept = server.reader._plans, server.reader._parts
+    assert 2**19 < sum(one.bytes for one in kept) <= 2**20
     assert len(sites) <= 1040 * 64 * LAYERS
     assert sum(map(bool, sites)) > 1000, "they were looked at"
 
@@ -262,10 +265,12 @@ def test_many_sequences_are_served_by_the_order_of_the_prompt(server, count):
     ]
     text = json.dumps({"terms": terms})
     orders = [list(range(count)), list(range(count))[::-1], [50, *range(count), 60]]
-    one, other, same = (asyncio.run(server.ask(text, order)) for order in orders)
-    assert one["cost"] == other["cost"] == [count, count * LAYERS, 0]
+    room = Cost(count, count * LAYERS, 0)
+    one, other, same = (
+        arrived(asyncio.run(server.ask(text, order)), LAYERS, D, room) for order in orders
+    )
+    assert one["cost"] == other["cost"] == list(room)
     assert one["share"] == same["share"] != other["share"]
-    assert one["digest"] == other["digest"]
     server.reader.settings = Settings(slots=count - 1)
     with pytest.raises(Refused, match=rf"needs {count} slots.*STEERFAST_SLOTS"):
         asyncio.run(server.ask(text + " ", orders[0]))

@@ -7,6 +7,8 @@ import functools
 import json
 import math
 import random
+from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -18,12 +20,14 @@ from steerfast.io.plans import plan_to_json
 from steerfast.io.vectors import vector_to_json
 from steerfast.routing.itinerary import itinerary
 from steerfast.routing.router import BASE, GAIN, make_router
+from steerfast.serving.arrival import arrived, packed_of, way_of
 from steerfast.serving.catalogue import Catalogue
 from steerfast.serving.client import openai_args
 from steerfast.serving.reader import PlanReader
 from steerfast.serving.settings import Settings
 from steerfast.serving.vllm.device_route import DeviceRoute
-from steerfast.serving.wire import FIELD, from_wire, to_wire
+from steerfast.serving.wire import FIELD, to_wire
+from steerfast.table.packing import Cost
 from steerfast.table.table import Table
 
 D, LAYERS, PROMPT = 8, 4, [5, 7, 8, 6]
@@ -41,12 +45,12 @@ VECTORS = JOY, CALM, FAINT, vector("wide", 2, size=16), vector("tall", 3, layers
 INLINE, TEST = vector_to_json(CALM), {"kind": "cosine", "key": "calm", "layer": 1}
 
 
-def reader(conditions=True, **settings):
+def reader(**settings):
     catalogue = Catalogue()
     for one in VECTORS:
         catalogue.put(one.name, one)
     catalogue.put("polite", sf.steer(JOY, 2.0, layers=[1]))
-    return PlanReader(Settings(**settings), LAYERS, D, conditions=conditions, catalogue=catalogue)
+    return PlanReader(Settings(**settings), LAYERS, D, catalogue=catalogue)
 
 
 def plan(*more, top=None, **term):
@@ -69,6 +73,7 @@ COEFFICIENT, TARGET = (
 )
 # By the reason, or a part of it.
 REFUSED = {
+    "condition: ": [condition()],
     "a plan is JSON text": [5, True, 0.5, b"{}", [plan()], plan],
     "a name is 1 to 64 letters": ["", "../polite", "/etc/passwd", "a/b", ".", "[]", "\ud800"],
     "a name is": [plan(vector="../joy"), plan(operator="map", read="/joy"), condition(key="a/b")],
@@ -116,15 +121,13 @@ OVER = [
     ({"rows": 1}, plan(layers=[0, 1]), "more than the 1 rows.*_ROWS"),
     ({"programs": 0}, plan(operator="ablate"), "more than the 0 programs.*_PROGRAMS"),
     ({"dose_refuse": 2.9}, plan(scale="stream", coefficient=-3), "resid_post.1.*_DOSE_REFUSE"),
-    ({"conditions": False}, condition(), "condition: "),
     ({"inline": False}, plan(vector=INLINE), "vector: .*STEERFAST_INLINE"),
     ({"inline": False}, plan(operator="map", read=INLINE), "read: .*STEERFAST_INLINE"),
     ({"inline": False}, plan(operator="rotate_by", second=INLINE, angle=1), "second: .*_INLINE"),
     ({"inline": False}, plan(gate={"kind": "hard", "key": INLINE}), "key: .*STEERFAST_INLINE"),
-    ({"inline": False}, condition(key=INLINE), "key: .*STEERFAST_INLINE"),
 ]
 ENOUGH = {"max_terms": 2, "max_plan_bytes": 45, "slots": 2, "rows": 2, "programs": 1}
-ENOUGH |= {"dose_refuse": 3.1, "conditions": True, "inline": True}
+ENOUGH |= {"dose_refuse": 3.1, "inline": True}
 UNFIT = {f"schedule from {at}": plan(top={"schedule": [[at, 1]]}) for at in (10**30, -(2**70))}
 UNFIT |= {f"gain {gain}": plan(top={"schedule": [[0, gain]]}) for gain in (1e39, -1e300)}
 UNFIT["bias"] = plan(operator="map", read="joy", coefficient=1e10, bias=1e300)
@@ -199,8 +202,8 @@ FULL = sf.Plan(
     ),
     finish="preserve",
     schedule=sf.Schedule(((-2, 0.5), (3, 1.5))),
-    condition=sf.Condition(sf.Test("probe", CALM, layer=0, bias=0.25)),
 )
+CONDITION = sf.Condition(sf.Test("probe", CALM, layer=0, bias=0.25))
 NUMBERS = [0, -1, 3, 2**63, -(10**30), 10**400, 0.5, -0.0, 1e-320, 1e39, -1e308, math.nan, math.inf]
 NAMES = ["", "joy", "no", "../joy", "all", "generated", "ablate", "slerp", "resid_mid", "\ud800"]
 LISTS = [[], [1], [[]], [[0, 1.0]], {}, {"first": 2}, {"positions": [1, "prompt_end"]}, INLINE]
@@ -231,7 +234,8 @@ def swept():
 def changed(seed, count=60):
     """Valid plans with one to three values dropped, replaced, cut short, doubled, or copied elsewhere."""
     chance = random.Random(seed)
-    bases = [json.loads(plan_to_json(FULL, inline=inline)) for inline in (True, False)]
+    full = FULL, replace(FULL, condition=CONDITION)
+    bases = [json.loads(plan_to_json(one, inline=at)) for one in full for at in (True, False)]
     for _ in range(count):
         data = copy.deepcopy(chance.choice([*bases, plan()]))
         for _ in range(chance.randrange(1, 4)):
@@ -278,13 +282,15 @@ def test_what_was_read_runs_in_a_worker(seed):
     """In a table of just the size that it was said to need, with finite numbers only."""
     for prepared in filter(None, outcomes(seed)[0]):
         try:
-            to_wire(prepared, len(PROMPT), PROMPT)
+            wire = to_wire(prepared, len(PROMPT), PROMPT)
         except ValueError:  # a sequence that this prompt does not have
             continue
-        arrived, cost = from_wire(vars(prepared) | {"plan": prepared.text}), prepared.cost
-        assert arrived.digest == prepared.plan.digest
-        table = Table(LAYERS, D, slots=cost.slots, bank_rows=cost.rows, programs=cost.programs)
-        one = itinerary(table.acquire(arrived), len(PROMPT), PROMPT)
+        wire = arrived(wire, LAYERS, D, Cost(99, 999, 99))
+        slots, rows, programs = wire["cost"]
+        table = Table(LAYERS, D, slots=slots, bank_rows=rows, programs=programs)
+        held = table.hold("it", partial(packed_of, wire, D))
+        one = way_of(wire, held.slots)
+        assert one == itinerary(Table(LAYERS, D).acquire(prepared.plan), len(PROMPT), PROMPT)
         router, rows = make_router(1), np.zeros((5, 64), np.int32)
         router.set(0, *map(list, one))
         router.fill([0], [0], [40], rows)
@@ -311,3 +317,17 @@ def test_a_plan_is_sent_by_value_or_by_names_that_are_guarded():
     other.catalogue.put("calm", vector("calm", 9))
     with pytest.raises(ValueError, match="another content of vector 'calm'"):
         other.read(named)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_norms_that_one_client_makes_up_decide_about_nobody_elses_plan(first):
+    """Equal plans, by their digest, of which one says that the stream is tiny, and so that it adds far too much."""
+    one = reader(inline=True, dose_refuse=10.0)
+    liar = plan(vector=vector_to_json(replace(CALM, stream_norms={1: 1e-6})))
+    texts = [json.dumps(liar), json.dumps(plan(vector=vector_to_json(CALM)))]
+    for text in texts[first:] + texts[:first]:
+        if text == texts[0]:
+            with pytest.raises(ValueError, match="times the stream's typical norm"):
+                one.read(text)
+        else:
+            assert to_wire(one.read(text), 3, [1, 2, 3])["phases"] == 1

@@ -6,11 +6,13 @@ import json
 import logging
 import math
 import random
+from functools import partial
 
 import pytest
 import torch
 
 import steerfast as sf
+from steerfast.serving.arrival import arrived, packed_of
 from steerfast.serving.catalogue import Catalogue
 from steerfast.serving.dose import dose
 from steerfast.serving.reader import PlanReader
@@ -101,7 +103,8 @@ def test_a_table_of_this_size_has_room_for_whoever_was_let_in(seed):
     room, (slots, rows, programs) = Room(capacity), capacity
     table = Table(3, 8, slots=slots, bank_rows=rows, programs=programs)
     wires = [
-        (one.plan, to_wire(one, 3, None)) for one in map(prepare, map(some_plan, [chance] * 14))
+        arrived(to_wire(one, 3, None), 3, 8, Cost(99, 99, 99))
+        for one in map(prepare, map(some_plan, [chance] * 14))
     ]
     inside, count = [], [0, 0]
     for _ in range(150):
@@ -110,11 +113,12 @@ def test_a_table_of_this_size_has_room_for_whoever_was_let_in(seed):
             table.release(entry)
             room.leave(wire)
             continue
-        plan, wire = chance.choice(wires)
+        wire = chance.choice(wires)
         entered = room.enter(wire)
         count[entered] += 1
         if entered:
-            inside.append((table.acquire(plan), wire))
+            packed = partial(packed_of, wire, 8)
+            inside.append((table.hold(wire["share"], packed), wire))
     assert min(count) > 5, "as many were let in, or refused, as show something"
 
 

@@ -5,45 +5,85 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from random_plans import MARK
 from random_plans import plan as random_plan
 
 import steerfast as sf
-from steerfast.serving.wire import block_key, from_wire, prepare, to_wire
+from steerfast.plans.sites import site_index
+from steerfast.routing.itinerary import itinerary
+from steerfast.serving.arrival import arrived, packed_of, way_of
+from steerfast.serving.wire import block_key, prepare, to_wire
 from steerfast.table.lowering import lower
+from steerfast.table.packing import Cost, pack
+from steerfast.table.table import Table
 
 V = sf.SteeringVector("v", {layer: torch.randn(8) for layer in range(4)}, {1: 2.0})
-BLOCK = 8
+BLOCK, ROOM = 8, Cost(512, 4096, 1024)
 
 
 def wire_of(plan, prompt):
-    return to_wire(prepare(plan), len(prompt), prompt)
+    """As the engine core has it."""
+    sent = to_wire(prepare(plan), len(prompt), prompt)
+    return arrived(sent, max(plan.layers) + 1, plan.hidden_size, ROOM)
+
+
+def any_plan(chance, tokens):
+    plan = None
+    while plan is None or prepare(replace(plan, condition=None)) is None:
+        plan = random_plan(chance, tokens)
+    return replace(plan, condition=None)
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_a_plan_arrives_as_it_was(seed):
-    """With only the directions that it uses, by the same digest, in plain JSON."""
+def test_a_worker_gets_the_table_that_the_plan_itself_makes(seed):
+    """Every tensor of it, bit by bit, and the same way through the prompt."""
     chance = random.Random(seed)
-    plan = prepared = None
-    while prepared is None:
-        plan = random_plan(chance, [3, *MARK, 4, 5])
-        prepared = plan and prepare(plan)
-    arrived = from_wire(vars(prepared) | {"plan": prepared.text})
-    assert arrived.digest == plan.digest
-    for one, other in zip(lower(arrived).phases, lower(plan).phases, strict=True):
-        assert one.sites.keys() == other.sites.keys()
-        for site, steering in one.sites.items():
-            delta = other.sites[site].delta
-            assert delta is None if steering.delta is None else torch.equal(steering.delta, delta)
+    prompt = [3, *MARK, 4, 5]
+    plan = any_plan(chance, prompt)
+    wire = wire_of(plan, prompt)
+    size = {"slots": 64, "bank_rows": 200, "programs": 64}
+    here, there = (Table(3, plan.hidden_size, **size) for _ in range(2))
+    held = here.hold(wire["share"], lambda: packed_of(wire, plan.hidden_size))
+    entry = there.acquire(plan, lower(plan).along({"start": 0, "prompt_end": 5, MARK: 2}))
+    for name in ("records", "reads", "bank"):
+        assert torch.equal(getattr(here, name), getattr(there, name)), name
+    assert way_of(wire, held.slots) == itinerary(entry, len(prompt), prompt)
 
 
 def test_only_what_is_used_is_sent():
     wide = sf.SteeringVector("wide", {layer: torch.randn(512) for layer in range(32)})
-    one = prepare(sf.steer(wide, 2.0, layers=[5]))
-    assert len(one.text) + len(one.vectors) < 4000
+    prompt = [1, 2, 3]
+    one = to_wire(prepare(sf.steer(wide, 2.0, layers=[5])), 3, prompt)
+    assert len(one["rows"]) == 4 * 512
+    assert len(repr({**one, "rows": b""})) < 500
+
+
+def test_what_was_prepared_is_kept_and_made_anew_if_it_was_not(monkeypatch):
+    made, plan = [], sf.steer(V, 2.0, layers=[1])
+
+    def check(part):
+        made.append(part)
+        return pack(plan, part.phases)
+
+    prepared = prepare(plan, check)
+    one = to_wire(prepared, 3, [1, 2, 3])
+    assert to_wire(prepared, 3, [1, 2, 3]) == one
+    assert len(made) == 1
+    prepared._parts.room = 0
+    prepared._parts.put("another", {}, 1)
+    assert to_wire(prepared, 3, [1, 2, 3]) == one
+    assert len(made) == 2
+
+
+def test_a_condition_is_refused():
+    condition = sf.Condition(sf.Test("probe", V, layer=0))
+    with pytest.raises(ValueError, match="cannot decide conditions"):
+        prepare(sf.steer(V, 1.0, layers=[2], condition=condition))
 
 
 def test_a_plan_that_never_acts_is_no_plan():
@@ -51,10 +91,16 @@ def test_a_plan_that_never_acts_is_no_plan():
 
 
 def test_it_is_data():
-    wire = wire_of(sf.steer(V, 1.0, layers=[1], select="generated"), list(range(5)))
+    plan = sf.steer(V, 1.0, layers=[1], select="generated", schedule=sf.Schedule.ramp(0, 4))
+    wire = to_wire(prepare(plan), 5, list(range(5)))
+    assert wire.pop("rows") == V.at(1).numpy().tobytes()
+    sites = np.frombuffer(wire.pop("sites"), np.int32).tolist()
+    assert sites == [0, site_index("resid_post", 1), 0, 0, -1]
+    assert (wire.pop("reads"), wire.pop("ends")) == (b"", b"")
     assert json.loads(json.dumps(wire)) == wire
-    assert wire["course"] == [[0, -1], [5, 0]]
-    assert wire["cost"] == [1, 1, 0]
+    gains = [[0, 0.0], [4, 1.0]]
+    assert wire == {"phases": 1, "course": [[0, -1], [5, 0]], "gains": gains, "prompt": 5}
+    assert wire_of(plan, list(range(5)))["cost"] == [1, 1, 0]
 
 
 def steered(plan, lowered, prompt, count):
@@ -67,7 +113,6 @@ def steered(plan, lowered, prompt, count):
             if tuple(prompt[at - len(sequence) : at]) == sequence
         ]
         places[sequence] = ends[-1] - 1
-    verdict = None if plan.condition is None else (plan.condition.digest, tuple(prompt))
     digest = plan.digest
 
     def at(position):
@@ -79,7 +124,7 @@ def steered(plan, lowered, prompt, count):
         if phase < 0 or not lowered.phases[phase].sites:
             return None
         gain = 1.0 if plan.schedule is None else plan.schedule.at(position - len(prompt))
-        return digest, phase, gain, verdict
+        return digest, phase, gain
 
     return [at(position) for position in range(count)]
 
@@ -92,15 +137,12 @@ def test_equal_keys_mean_equal_steering(seed):
     tokens[5:7] = MARK
     blocks = [slice(start, start + BLOCK) for start in range(0, 64, BLOCK)]
     requests = []  # (steering of every position, key of every block)
-    for plan in [random_plan(chance, tokens[:20]) for _ in range(2)]:
-        prepared = plan and prepare(plan)
-        if prepared is None:
-            continue
-        lowered = lower(plan)
+    for plan in [any_plan(chance, tokens[:20]) for _ in range(2)]:
+        prepared, lowered = prepare(plan), lower(plan)
         for length in chance.sample(range(1, 60), 6):
             prompt = tokens[:length]
             try:
-                wire = to_wire(prepared, length, prompt)
+                wire = arrived(to_wire(prepared, length, prompt), 3, plan.hidden_size, ROOM)
             except ValueError:  # a sequence that is not in this prompt
                 continue
             keys = [block_key(wire, block.start, block.stop) for block in blocks]
@@ -136,3 +178,10 @@ def test_a_sequence_must_be_in_the_prompt():
         wire_of(plan, [1, 2, 3])
     with pytest.raises(ValueError, match="embeddings"):
         to_wire(prepare(plan), 4, None)
+
+
+def test_what_a_plan_has_for_itself_of_a_positional_vector_is_counted():
+    rows = sf.SteeringVector("rows", {layer: torch.randn(30, 64) for layer in range(4)})
+    one = prepare(sf.steer(rows, 1.0, layers=[2], select=sf.First(3)))
+    assert one.size >= 4 * 30 * 4 * 64
+    assert prepare(sf.steer(V, 1.0, layers=[1])).size < 4000

@@ -11,11 +11,15 @@ import torch
 
 import steerfast as sf
 from steerfast.errors import SteerfastError
+from steerfast.serving.arrival import arrived
 from steerfast.serving.vllm import worker
 from steerfast.serving.wire import WIRE, prepare, to_wire
+from steerfast.table import lowering, packing
+from steerfast.table.packing import Cost
 
 WIDTH, LAYERS = 8, 3
 V = sf.SteeringVector("v", {layer: torch.randn(WIDTH) for layer in range(LAYERS)})
+ROOM = Cost(24, 64, 4)
 SELECTS = ("all", "prompt", "generated", "last_prompt_token", sf.Positions(3, 9))
 
 
@@ -37,7 +41,8 @@ def steering(monkeypatch):
 def params(plan, prompt):
     if plan is None:
         return SimpleNamespace(extra_args=None)
-    return SimpleNamespace(extra_args={WIRE: to_wire(prepare(plan), len(prompt), prompt)})
+    sent = to_wire(prepare(plan), len(prompt), prompt)
+    return SimpleNamespace(extra_args={WIRE: arrived(sent, LAYERS, WIDTH, ROOM)})
 
 
 def delta_of(steering, row, site):
@@ -63,7 +68,7 @@ def test_rows_follow_their_plans(steering):
                 plan = sf.steer(V, coefficient, layers=[1], select=select, schedule=ramp)
             name = f"r{count}"
             count += 1
-            steering.admit(name, params(plan, prompt), prompt, len(prompt))
+            steering.admit(name, params(plan, prompt))
             live[name] = [plan, prompt, 0]
         step = chance.sample(sorted(live), chance.randrange(1, len(live) + 1)) if live else []
         spans = []
@@ -115,7 +120,7 @@ def test_nothing_is_left_of_a_request(steering):
         for number in range(first, last):
             prompt = list(range(number % 20 + 1))
             plan = sf.steer(V, 1.0 + number / 1000, layers=[number % LAYERS])
-            steering.admit(f"{number}", params(plan, prompt), prompt, len(prompt))
+            steering.admit(f"{number}", params(plan, prompt))
             steering.route([f"{number}"], [0], [len(prompt)])
             steering.forget([f"{number}"])
         gc.collect()
@@ -125,12 +130,27 @@ def test_nothing_is_left_of_a_request(steering):
     assert serve(500, 2500) - before < 200
 
 
-def test_a_plan_that_arrives_as_another_is_not_served(steering):
-    prompt = [1, 2, 3]
-    wrong = params(sf.steer(V, 1.0, layers=[1]), prompt)
-    wrong.extra_args[WIRE]["digest"] = "0" * 64
-    with pytest.raises(SteerfastError, match="the front end and this worker differ"):
-        steering.admit("r", wrong, prompt, 3)
+def test_a_step_copies_and_computes_nothing(steering, monkeypatch):
+    """Neither lowered nor packed, and what is in the table is not even looked at."""
+    plans = [
+        sf.steer(V, 2.0, layers=[1]),
+        sf.steer(V, operator="ablate"),
+        sf.steer(V, 2, layers=[1]),
+    ]
+    sent = [params(plan, [1, 2, 3]) for plan in plans]
+    for owner, name in ((lowering, "lower"), (lowering, "_site"), (packing, "pack")):
+        monkeypatch.setattr(owner, name, None)
+    for name, one in enumerate(sent[:2]):
+        steering.admit(f"{name}", one)
+    monkeypatch.setattr(worker, "packed_of", lambda *given: 1 // 0)
+    steering.admit("again", sent[2])
+    assert steering.table.slots_in_use == 2
+    unit = V.at(2) / V.at(2).norm()
+    steering.route(["0", "1"], [0, 0], [1, 1])
+    torch.testing.assert_close(delta_of(steering, 0, site=4), 2.0 * V.at(1))
+    program = int(steering.table.records[2 * 2 + 2, int(steering.rows.at(2).slot[1]), 2])
+    source = int(steering.table.reads[program, 0, 1])
+    torch.testing.assert_close(steering.table.bank[source], unit)
 
 
 def test_a_request_that_nobody_announced_is_not_served(steering):
@@ -142,7 +162,7 @@ def test_twice_is_once(steering):
     """The second runner adds a preempted request again."""
     prompt, plan = [1, 2, 3], sf.steer(V, 1.0, layers=[1])
     for _ in range(2):
-        steering.admit("r", params(plan, prompt), prompt, 3)
+        steering.admit("r", params(plan, prompt))
     assert steering.table.slots_in_use == 1
     for _ in range(2):
         steering.forget(["r"])

@@ -12,7 +12,11 @@ import torch
 from steerfast import AfterSequence, Plan, SteeringVector, Term, steer
 from steerfast.errors import PlanTooLargeError, TableFullError
 from steerfast.plans.sites import site_count, site_index, site_name
+from steerfast.routing.itinerary import itinerary
+from steerfast.routing.packed import PackedRequests, along
+from steerfast.routing.routing import Routing
 from steerfast.table import lowering
+from steerfast.table import table as table_module
 from steerfast.table.lowering import lower
 from steerfast.table.packing import Cost, pack
 from steerfast.table.table import Table
@@ -116,8 +120,8 @@ def test_packing_ends_where_the_room_does(plan, monkeypatch):
     whole = pack(plan, lower(plan).phases)
     own, computed = lowering._site, []
     monkeypatch.setattr(lowering, "_site", lambda *given: computed.append(given) or own(*given))
-    rows, programs = len(whole.directions), len(whole.programs)
-    assert pack(plan, lower(plan).phases, Cost(15, rows, programs)).directions == whole.directions
+    rows, programs = whole.cost[1:]
+    assert pack(plan, lower(plan).phases, Cost(15, rows, programs)).keys == whole.keys
     for room, what in ((Cost(15, 3, programs), "rows"), (Cost(15, rows, programs - 1), "programs")):
         if getattr(room, what) < 0:
             continue
@@ -210,3 +214,21 @@ def test_what_was_lowered_is_not_kept():
     lowered.forget()
     gc.collect()
     assert [one() for one in kept] == [None]
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_a_plan_that_is_in_the_table_is_not_lowered_again(count, monkeypatch):
+    """By whichever request it came, and as whichever part; once it has left, it is."""
+    plan, table = after(count), Table(1, 2, slots=20, bank_rows=20)
+    requests, own, lowered = PackedRequests(Routing(table)), lowering.lower, []
+    monkeypatch.setattr(table_module, "lower", lambda one: lowered.append(one) or own(one))
+    order = list(range(count))
+    for name, prompt in enumerate((order, order[::-1], [9, *order])):
+        requests.admit(f"{name}", plan, prompt)
+    assert lowered == [plan]
+    for name, prompt in enumerate((order, order[::-1], [9, *order])):
+        way = requests._live[f"{name}"].way
+        assert way == itinerary(table.acquire(plan, along(own(plan), prompt)), len(prompt), prompt)
+    requests = PackedRequests(Routing(Table(1, 2, slots=20)))
+    requests.admit("elsewhere", plan, order)
+    assert lowered == [plan, plan]

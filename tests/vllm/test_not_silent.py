@@ -167,3 +167,23 @@ def test_what_install_finds_missing():
         patch.setattr(vllm, "__version__", "0.33.0")
         with pytest.raises(SteerfastError, match=r"steers vLLM 0\.32, and this is 0\.33\.0"):
             arming.check_version()
+
+
+def test_numbers_out_of_place_are_an_error_of_their_request_alone(folder, oracle, monkeypatch):
+    """As a front end of another version might send them: the engine core makes no request of them, and goes on."""
+    from steerfast.serving.vllm import front
+
+    own, ids = front.to_wire, prompt()
+    damage = {"sites": bytes(19), "rows": b"\xff" * 1024, "course": [[0, 3]]}
+    with engine(folder, processes=True) as llm:
+        for name, value in damage.items():
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    front, "to_wire", lambda *given, at=(name, value): own(*given) | dict([at])
+                )
+                bad, good = answers(llm, [ids, ids], [sampling(PLANS["plus"]), sampling(None)])
+            assert (tokens(bad), bad.outputs[0].finish_reason) == ([], "error"), name
+            assert tokens(good) == oracle.tokens(ids, None)
+        [out] = answers(llm, [ids], [sampling(PLANS["plus"])])
+        assert tokens(out) == oracle.tokens(ids, PLANS["plus"])
+        assert armed(llm)["slots_in_use"] == 0

@@ -1,6 +1,7 @@
-"""Room for plans: a request whose plan would not fit beside those of live requests waits its turn.
+"""Into the engine core: numbers are looked at, and a request whose plan would not fit beside those of live ones waits.
 
-Counted in the engine core, by what plans need at most, over the distinct plans of all requests that the scheduler
+What arrives is checked beside the steps, where requests are made; what is no plan costs its own request an error. Room is
+counted in the engine core, by what plans need at most, over the distinct plans of all requests that the scheduler
 knows, waiting and preempted ones included. So a worker's table can never be too small, whatever is scheduled.
 """
 
@@ -9,9 +10,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+from steerfast.errors import SteerfastError
+from steerfast.serving.arrival import arrived
 from steerfast.serving.vllm.arming import is_on, settings_of
 from steerfast.serving.vllm.patching import wrap
 from steerfast.serving.vllm.prefix_cache import wire_of
+from steerfast.serving.wire import WIRE
 from steerfast.table.packing import Cost
 
 
@@ -44,12 +48,33 @@ class Room:
 
 
 def install() -> None:
-    """Stand at the scheduler's doors."""
+    """Stand at the doors of the engine core and of its scheduler."""
+    wrap("vllm.v1.engine.core:EngineCore", "preprocess_add_request", _look)
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
     wrap(scheduler, "__init__", _make_room)
     wrap(scheduler, "add_request", _add)
     wrap(scheduler, "_free_request", _free)
     wrap(scheduler, "finish_requests", _finish)
+
+
+def _look(original: Any, core: Any, request: Any) -> Any:
+    """Before anything is made of a request, its blocks' keys for one."""
+    wire, params = wire_of(request), request.sampling_params
+    if wire is not None:
+        config = core.vllm_config
+        if not is_on(config):
+            raise SteerfastError("this engine was not started to steer, and a plan has arrived")
+        text, settings = config.model_config.hf_text_config, settings_of(config)
+        room = Cost(settings.slots, settings.rows, settings.programs)
+        checked = arrived(wire, text.num_hidden_layers, text.hidden_size, room)
+        tokens = request.prompt_token_ids
+        length = len(request.prompt_embeds if tokens is None else tokens)
+        if checked["prompt"] != length:
+            raise SteerfastError(
+                f"a plan has arrived for a prompt of {checked['prompt']} tokens with one of {length}"
+            )
+        params.extra_args = {**params.extra_args, WIRE: checked}
+    return original(core, request)
 
 
 def _make_room(original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:

@@ -8,25 +8,30 @@ vLLM calls then (``front.py``) finds both done.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+from steerfast.serving.flight import Flight
 from steerfast.serving.vllm.arming import ask
-from steerfast.serving.vllm.front import AHEAD, Ahead, Front, Wired, fronts
+from steerfast.serving.vllm.front import AHEAD, Ahead, Front, fronts
 from steerfast.serving.vllm.patching import wrap
-from steerfast.serving.wire import FIELD
+from steerfast.serving.wire import FIELD, size_of
 
 _ENDPOINTS = (
     ("chat_completion", "OpenAIServingChat", "create_chat_completion"),
     ("completion", "OpenAIServingCompletion", "create_completion"),
     ("responses", "OpenAIServingResponses", "create_responses"),
 )
+_REQUEST: ContextVar[object] = ContextVar("steerfast_request", default=None)
 
 
 def install() -> None:
     """Stand before the endpoints, and before the engine."""
     for kind, name, create in _ENDPOINTS:
         wrap(f"vllm.entrypoints.openai.{kind}.serving:{name}", create, _create)
+    wrap("vllm.v1.engine.async_llm:AsyncLLM", "generate", _generate)
     wrap("vllm.v1.engine.async_llm:AsyncLLM", "add_request", _add)
 
 
@@ -42,6 +47,28 @@ async def _create(original: Any, serving: Any, request: Any, *args: Any, **kwarg
         AHEAD.reset(token)
 
 
+def _generate(original: Any, engine: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+    """AsyncLLM.generate(prompt, sampling_params, ...)."""
+    params = kwargs.get("sampling_params", args[1] if len(args) > 1 else None)
+    front = getattr(engine.input_processor, "steerfast", None)
+    outputs: AsyncGenerator[Any, None] = original(engine, *args, **kwargs)
+    if front is None or (getattr(params, "extra_args", None) or {}).get(FIELD) is None:
+        return outputs
+    return _counted(front.flight, outputs)
+
+
+async def _counted(flight: Flight, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """A request's outputs; when they end, however, what it holds of memory is free."""
+    request = flight.begin()
+    _REQUEST.set(request)  # for the first output vLLM adds it, in this context
+    try:
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield output
+    finally:
+        flight.end(request)
+
+
 async def _add(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
     """AsyncLLM.add_request(request_id, prompt, params, ...)."""
     prompt, params = (
@@ -55,9 +82,10 @@ async def _add(original: Any, engine: Any, *args: Any, **kwargs: Any) -> Any:
     front, known = getattr(engine.input_processor, "steerfast", None), _prompt(prompt)
     if front is None or known is None:
         return await original(engine, *args, **kwargs)
-    wired: Wired | None
-    wired, refusal = await _aside(front, value, partial(front.wire, value, *known))
-    token = AHEAD.set(Ahead(value, refusal, *known, wired))
+    wire, refusal = await _aside(front, value, partial(front.wire, value, *known))
+    if wire is not None:
+        await front.flight.take(_REQUEST.get(), size_of(wire) * (getattr(params, "n", None) or 1))
+    token = AHEAD.set(Ahead(value, refusal, *known, wire))
     try:
         return await original(engine, *args, **kwargs)
     finally:

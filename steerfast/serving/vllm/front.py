@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from steerfast.serving import metrics
 from steerfast.serving.aside import Aside, on_event_loop
+from steerfast.serving.flight import Flight
 from steerfast.serving.reader import PlanReader
 from steerfast.serving.vllm.arming import is_on, obstacle, settings_of
 from steerfast.serving.vllm.patching import wrap
@@ -23,15 +24,9 @@ from steerfast.serving.wire import FIELD, WIRE, Prepared, to_wire
 
 logger = logging.getLogger("steerfast")
 PARAMETER = f"vllm_xargs.{FIELD}"
+_FLIGHT = 256 * 2**20  # bytes of plans that the requests of a server may have in its engine
 _SAID = 2000  # letters of a reason
 _every: weakref.WeakSet[Front] = weakref.WeakSet()
-
-
-class Wired(NamedTuple):
-    """What a plan came to for a prompt: its wire form, and what the prefix cache must know."""
-
-    wire: dict[str, Any]
-    reads_prompt: bool
 
 
 class Ahead(NamedTuple):
@@ -41,7 +36,7 @@ class Ahead(NamedTuple):
     refusal: ValueError | None
     length: int = -1
     tokens: Sequence[int] | None = None
-    wired: Wired | None = None
+    wire: dict[str, Any] | None = None
 
     def of(self, value: object, length: int = -1, tokens: Sequence[int] | None = None) -> bool:
         """Whether this was it."""
@@ -60,10 +55,9 @@ class Front:
             self.reason = "its configuration was made without the plugin"
         if self.reason is None:
             text = config.model_config.hf_text_config
-            self.reader = PlanReader(
-                settings_of(config), text.num_hidden_layers, text.hidden_size, conditions=False
-            )
+            self.reader = PlanReader(settings_of(config), text.num_hidden_layers, text.hidden_size)
         self.aside = Aside("steerfast-reader")
+        self.flight = Flight(_FLIGHT)
         self.process = os.getpid()
         _every.add(self)
 
@@ -75,14 +69,12 @@ class Front:
             raise ValueError(f"this engine cannot steer: {self.reason}")
         return self.reader.read(value)
 
-    def wire(self, value: object, length: int, tokens: Sequence[int] | None) -> Wired | None:
-        """The plan for a prompt; None where nothing of it ever acts. ValueError for a bad one."""
+    def wire(
+        self, value: object, length: int, tokens: Sequence[int] | None
+    ) -> dict[str, Any] | None:
+        """The plan for a prompt, in its wire form; None where nothing of it ever acts. ValueError for a bad one."""
         prepared = self.read(value)
-        if prepared is None:
-            return None
-        condition = prepared.plan.condition
-        averages = condition is not None and condition.averages
-        return Wired(to_wire(prepared, length, tokens), averages)
+        return None if prepared is None else to_wire(prepared, length, tokens)
 
 
 def fronts() -> list[Front]:
@@ -157,19 +149,17 @@ def _process(original: Any, processor: Any, *args: Any, **kwargs: Any) -> Any:
             raise ValueError(f"{WIRE} is not for clients; a plan goes into {FIELD!r}")
         if request.resumable:
             raise ValueError("a session whose prompt goes on arriving cannot be steered")
-        wired = _wired(processor.steerfast, extra[FIELD], request)
+        wire = _wire(processor.steerfast, extra[FIELD], request)
     except ValueError as error:
         raise _refuse(error, extra.get(FIELD)) from error
-    if wired is None:
+    if wire is None:
         return request
-    params.extra_args[WIRE] = wired.wire
-    if wired.reads_prompt:
-        params.skip_reading_prefix_cache = True
+    params.extra_args[WIRE] = wire
     metrics.STEERED.inc()
     return request
 
 
-def _wired(front: Front, value: object, request: Any) -> Wired | None:
+def _wire(front: Front, value: object, request: Any) -> dict[str, Any] | None:
     """As it was read ahead, else now."""
     tokens = request.prompt_token_ids if request.prompt_embeds is None else None
     length = len(tokens) if tokens is not None else len(request.prompt_embeds)
@@ -178,7 +168,7 @@ def _wired(front: Front, value: object, request: Any) -> Wired | None:
         return front.wire(value, length, tokens)
     if ahead.refusal is not None:
         raise ahead.refusal
-    return ahead.wired
+    return ahead.wire
 
 
 def _refuse_beams(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:

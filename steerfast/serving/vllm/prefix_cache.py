@@ -49,8 +49,10 @@ def _keys(
 
 def _admit(original: Any, request: Any, *args: Any, **kwargs: Any) -> None:
     original(request, *args, **kwargs)
-    params = request.sampling_params
-    if params is not None and params.extra_args and params.extra_args.get(FIELD) is not None:
+    params, wire = request.sampling_params, wire_of(request)
+    raw = params is not None and params.extra_args and params.extra_args.get(FIELD) is not None
+    if raw or (wire is not None and "share" not in wire):
         raise SteerfastError(
-            f"request {request.request_id} carries a plan that no front end has checked; it would run unsteered"
+            f"request {request.request_id} carries a plan that {'the front end' if raw else 'the engine core'} has not checked; "
+            "it would run unsteered"
         )

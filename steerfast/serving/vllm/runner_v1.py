@@ -29,10 +29,7 @@ def _update(original: Any, runner: Any, scheduler_output: Any) -> Any:
     result = original(runner, scheduler_output)
     if steering is not None:
         for new in scheduler_output.scheduled_new_reqs:
-            state = runner.requests[new.req_id]
-            steering.admit(
-                new.req_id, new.sampling_params, new.prompt_token_ids, state.num_prompt_tokens
-            )
+            steering.admit(new.req_id, new.sampling_params)
     return result
 
 

@@ -67,11 +67,7 @@ def _add(original: Any, runner: Any, scheduler_output: Any) -> Any:
     if steering is not None:
         indices = runner.req_states.req_id_to_index
         for new in scheduler_output.scheduled_new_reqs:
-            # prompt_len, not the length of the prefill, which after a preemption holds generated tokens too.
-            tokens = (
-                None if new.prompt_token_ids is None else new.prompt_token_ids[: new.prompt_len]
-            )
-            steering.admit(new.req_id, new.sampling_params, tokens, new.prompt_len)
+            steering.admit(new.req_id, new.sampling_params)
             seat = steering.seat_on_device(new.req_id)
             steering.seat_of_index[indices[new.req_id]] = seat
     return result

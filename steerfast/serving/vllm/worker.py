@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,25 +13,24 @@ from torch import Tensor
 from steerfast import __version__
 from steerfast.errors import SteerfastError
 from steerfast.ops import backends
-from steerfast.plans.plan import Plan
 from steerfast.routing.packed import PackedRequests
 from steerfast.routing.routing import Routing
+from steerfast.serving.arrival import packed_of, way_of
 from steerfast.serving.settings import Settings
 from steerfast.serving.vllm.arming import is_on, settings_of
 from steerfast.serving.vllm.device_route import DeviceRoute
 from steerfast.serving.vllm.norms import find_llama, steer_norms
 from steerfast.serving.vllm.rows import FixedRows
-from steerfast.serving.wire import WIRE, from_wire
+from steerfast.serving.wire import WIRE
 from steerfast.table.table import Table
-
-_REMEMBERED = 256
 
 
 class Steering:
     """What one worker steers its model by.
 
-    Nothing here depends on what a client says, but for plans that the front end has read, lowered and found room for. An
-    exception is therefore a fault of this code, and ends the engine rather than leave a request unsteered.
+    Nothing here depends on what a client says, but for plans that the front end has read and lowered, and the engine core
+    has looked at and found room for. An exception is therefore a fault of this code, and ends the engine rather than leave
+    a request unsteered. A step does no more for a new plan than to copy its numbers.
     """
 
     def __init__(self, model: Any, config: Any, device: torch.device) -> None:
@@ -56,12 +55,11 @@ class Steering:
         self.requests = PackedRequests(self.routing)
         every = self.rows.at(self.rows.capacity)
         steer_norms(llama, settings.mode, self.table, every.slot, every.gain)
-        self._plans: OrderedDict[str, Plan] = OrderedDict()
         self.device_route: DeviceRoute | None = None
         self._on_device: dict[str, int] = {}
         self.steps, self.seconds = 0, 0.0
 
-    def admit(self, name: str, params: Any, prompt: Sequence[int] | None, length: int) -> None:
+    def admit(self, name: str, params: Any) -> None:
         """A request that the scheduler has sent. Once more is harmless: preempted ones stay."""
         if name in self.requests:
             return
@@ -69,8 +67,11 @@ class Steering:
         wire = extra.get(WIRE) if extra else None
         if wire is None:
             self.requests.admit(name, None, ())
-        else:
-            self.requests.admit(name, self._plan(wire), prompt or [-1] * length)
+            return
+        packed = partial(packed_of, wire, self.table.hidden_size)
+        self.requests.admit_packed(
+            name, wire["share"], packed, partial(way_of, wire), wire["prompt"]
+        )
 
     def forget(self, names: Sequence[str]) -> None:
         """Requests that have ended."""
@@ -122,20 +123,6 @@ class Steering:
             "steps": self.steps,
             "route_seconds": self.seconds,
         }
-
-    def _plan(self, wire: dict[str, Any]) -> Plan:
-        digest = wire["digest"]
-        if digest not in self._plans:
-            plan = from_wire(wire)
-            if plan.digest != digest:
-                raise SteerfastError(
-                    f"plan {digest[:8]} arrived as {plan.digest[:8]}: the front end and this worker differ"
-                )
-            self._plans[digest] = plan
-            while len(self._plans) > _REMEMBERED:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end(digest)
-        return self._plans[digest]
 
 
 def _backend(device: torch.device) -> str:
