@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
 SERVING := .venv-vllm/bin
 
-.PHONY: setup setup-serving demo test test-serving lint bench bench-serving clean
+.PHONY: setup setup-serving demo test test-serving test-headers lint bench bench-serving clean
 
 setup: .venv/.built
 
@@ -60,6 +60,10 @@ setup-serving: setup .venv-vllm/.built
 # Not `python -m pytest`: metadata that a build has left in the checkout would hide the plugin's entry points.
 test-serving: setup-serving
 	$(SERVING)/pytest tests/vllm -n $(WORKERS) --maxprocesses 2 --dist loadfile
+
+# Only headers of the wheels are kept, in build/headers.
+test-headers: setup
+	$(BIN)/python csrc/torch_headers.py
 
 lint: setup
 	$(BIN)/ruff check .
