@@ -44,7 +44,7 @@ def build(target: Path) -> str:
         done = subprocess.run(
             [sys.executable, "setup.py", "build_ext", "--build-lib", str(target)],
             cwd=ROOT,
-            env={**os.environ, "STEERFAST_BUILD": "cuda"},
+            env={**os.environ, "STEERFAST_BUILD": "cuda", "STEERFAST_CUDA_ARCHS": "80,90,100"},
             capture_output=True,
             text=True,
         )
