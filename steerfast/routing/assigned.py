@@ -84,6 +84,7 @@ class Assigned:
         judged: whose the conditions are. What they have decided is kept, if they are those that are there."""
         check_written_before()
         each = itineraries(entries, lengths, prompts)
+        self._reserve(len(each))
         kept = self.verdicts.keep() if judged and judged == self._judged else None
         self.route.assign(each, single)
         if self.route.seats > self.verdicts.seats:
@@ -95,13 +96,23 @@ class Assigned:
 
     def _make_current(self, batch: int) -> None:
         """The device's tensors are of what is in use, and have room for a batch."""
-        if batch > self.route.seats:
-            check_written_before()
-            self.route.reserve(batch)
-            self._judged = None
-        elif self._assigned_for is None:  # else something has run since
+        if not self._reserve(batch) and self._assigned_for is None:  # else something has run since
             return
         self._assign_bare(self.in_use)
+
+    def _reserve(self, rows: int) -> bool:
+        """Room for so many rows; True where the tensors were made anew. SteerfastError where a graph reads the old ones."""
+        if rows <= self.route.seats:
+            return False
+        check_written_before()
+        if self.captured.any:
+            raise SteerfastError(
+                f"a forward was captured in this thread that reads where its rows are from room for {self.route.seats}, and here are "
+                f"{rows}; run so many once before the capture, or in another thread"
+            )
+        self.route.reserve(rows)
+        self._judged = None
+        return True
 
     def restore(self) -> None:
         """A generation has ended whose rows these are, or a forward for whose prompts alone they were: what is captured of

@@ -269,6 +269,11 @@ def test_more_rows_than_there_are_seats() -> None:
         replayed = tiny.captured()
         with handle.use([PLAN, None] * 150):
             equal(replayed(), tiny.forward())
+        tiny.ids = torch.cat(
+            [tiny.ids, tiny.ids]
+        )  # the graph would go on to read what is no longer there
+        with pytest.raises(SteerfastError, match="room for 512, and here are 600"):
+            tiny.forward()
 
 
 def test_cuda_graphs_go_around_the_ops_of_compiled_forwards() -> None:
