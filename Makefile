@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
 SERVING := .venv-vllm/bin
 
-.PHONY: setup setup-serving demo test test-serving lint bench bench-serving clean
+.PHONY: setup setup-serving demo test test-serving test-gpu-stack test-headers lint bench bench-serving clean
 
 setup: .venv/.built
 
@@ -60,6 +60,30 @@ setup-serving: setup .venv-vllm/.built
 # Not `python -m pytest`: metadata that a build has left in the checkout would hide the plugin's entry points.
 test-serving: setup-serving
 	$(SERVING)/pytest tests/vllm -n $(WORKERS) --maxprocesses 2 --dist loadfile
+
+# Built and run in a copy of the tree: what setup has built here is for another Python, and linked to another torch.
+# What needs only a compiler (the emulated kernels) is tested by `make test`.
+GPU_PYTHON ?= python3.12
+STACK := build/gpu-stack
+.venv-gpu/.installed: requirements-gpu.txt
+	@$(GPU_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || \
+	  { echo "this stack is of Python 3.12: make GPU_PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x .venv-gpu/bin/python || $(GPU_PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --disable-pip-version-check -q -r requirements-gpu.txt
+	@touch $@
+
+test-gpu-stack: .venv-gpu/.installed
+	@mkdir -p $(STACK) && find $(STACK) -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
+	@git ls-files -z --cached --others --exclude-standard --deduplicate | \
+	  tar --create --null --files-from=- --ignore-failed-read | tar --extract --directory=$(STACK)
+	cd $(STACK) && STEERFAST_CUDA_ARCHS=90 $(CURDIR)/.venv-gpu/bin/python -m pip install --disable-pip-version-check -q \
+	  --no-build-isolation --no-deps -e .
+	cd $(STACK) && $(CURDIR)/.venv-gpu/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal tests \
+	  --ignore=tests/docs --ignore=tests/vllm --ignore=tests/ops/test_mutations.py --ignore-glob='*emulated*'
+
+# Only headers of the wheels are kept, in build/headers.
+test-headers: setup
+	$(BIN)/python csrc/torch_headers.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,6 +5,9 @@
     STEERFAST_BUILD=cpu    CPU kernels only
     STEERFAST_BUILD=cuda   CPU and CUDA kernels; an error without nvcc. torch itself need not have CUDA
 
+    STEERFAST_CUDA_ARCHS=90          what CUDA is compiled for (default: 80,90,100, or what TORCH_CUDA_ARCH_LIST has
+                                     of 8.0 and later); fewer build faster
+
 nvcc is called directly: torch's own CUDA build support is switched off under a CPU-only torch.
 """
 
@@ -21,7 +24,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT / "csrc"))
-from ninja_file import CUDA_ARCHS, find_cxx, find_nvcc, isas, module_name, write_ninja  # noqa: E402
+from ninja_file import cuda_archs, find_cxx, find_nvcc, isas, module_name, write_ninja  # noqa: E402
 
 
 def choose() -> tuple[bool, bool]:
@@ -54,7 +57,7 @@ def choose() -> tuple[bool, bool]:
         raise SystemExit("STEERFAST_BUILD=cuda needs nvcc: put it on PATH or set CUDA_HOME")
     parts = [f"cpu ({', '.join(isas())})"]
     if cuda:
-        parts.append(f"cuda (sm_{', sm_'.join(CUDA_ARCHS)})")
+        parts.append(f"cuda (sm_{', sm_'.join(cuda_archs())})")
     absent = "" if module_name() else "; not _C, which needs Python.h (Debian: python3-dev)"
     print(f"steerfast: building {' and '.join(parts)}{absent}")
     return True, cuda

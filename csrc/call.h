@@ -190,7 +190,7 @@ struct Call {
       stride *= sizes[d] > 0 ? sizes[d] : 1;
     }
     AtenTensorHandle out;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         dims, sizes, strides,
         torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device.type(),
         device.index(), &out));

@@ -1,5 +1,5 @@
 // The kernels as steer.cu chooses between them. What each can take stands in its file: those that
-// return false have launched nothing, for such a row is too wide.
+// return false have launched nothing, for such a row is too wide, or the device refuses the launch.
 #pragma once
 
 #include <cuda_runtime_api.h>

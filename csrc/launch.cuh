@@ -77,17 +77,21 @@ inline DeviceFacts facts_of(int device) {
 
 // How many blocks fit on a multiprocessor, of `threads` and with `bytes` of dynamic shared memory.
 template <auto kKernel>
-int blocks_per_multiprocessor(int device, int threads, int bytes) {
+cudaError_t count_blocks(int device, int threads, int bytes, int* blocks) {
   static std::atomic<int64_t> known[kKnownDevices][kMaxWarps + 1];  // bytes and blocks, 0: neither
   std::atomic<int64_t>* const last =
       device < kKnownDevices ? &known[device][threads / kWarp] : nullptr;
   const int64_t remembered = last ? last->load(std::memory_order_relaxed) : 0;
-  if (remembered != 0 && remembered >> 32 == bytes) return static_cast<int>(remembered & 0xffff);
-  int blocks = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, threads, bytes));
-  blocks = std::max(blocks, 1);
-  if (last) last->store(int64_t{bytes} << 32 | blocks, std::memory_order_relaxed);
-  return blocks;
+  if (remembered != 0 && remembered >> 32 == bytes) {
+    *blocks = static_cast<int>(remembered & 0xffff);
+    return cudaSuccess;
+  }
+  const cudaError_t error =
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kKernel, threads, bytes);
+  *blocks = std::max(*blocks, 1);
+  if (last && error == cudaSuccess)
+    last->store(int64_t{bytes} << 32 | *blocks, std::memory_order_relaxed);
+  return error;
 }
 
 // f(T(), W()) for the types of the stream and of the norm's weight.
@@ -108,15 +112,17 @@ auto with_types(const SteerParams& p, const F& f) {
 extern std::atomic<bool> overlap_wanted;  // see select_overlap
 
 // kKernel(p, chunks, others...) over all rows, on a stream of the current device. `bytes` of
-// dynamic shared memory.
+// dynamic shared memory. An error, with nothing launched, where the device refuses.
 template <auto kKernel, typename... Others>
-void launch_rows(const SteerParams& p, const Shape& shape, int bytes, cudaStream_t stream,
-                 Others... others) {
+cudaError_t try_launch_rows(const SteerParams& p, const Shape& shape, int bytes,
+                            cudaStream_t stream, Others... others) {
   const int device = current_device();
   const DeviceFacts facts = facts_of(device);
   int64_t blocks = p.rows;
   if (p.rows > facts.multiprocessors) {
-    const int fit = blocks_per_multiprocessor<kKernel>(device, shape.threads, bytes);
+    int fit = 0;
+    const cudaError_t error = count_blocks<kKernel>(device, shape.threads, bytes, &fit);
+    if (error != cudaSuccess) return error;
     blocks = std::min(p.rows, int64_t{facts.multiprocessors} * fit);
   }
   cudaLaunchAttribute overlap;
@@ -129,8 +135,13 @@ void launch_rows(const SteerParams& p, const Shape& shape, int bytes, cudaStream
   config.stream = stream;
   config.attrs = &overlap;
   config.numAttrs = facts.overlap && overlap_wanted.load(std::memory_order_relaxed) ? 1 : 0;
-  check(
-      cudaLaunchKernelEx(&config, kKernel, p, Chunks{p.rows / blocks, p.rows % blocks}, others...));
+  return cudaLaunchKernelEx(&config, kKernel, p, Chunks{p.rows / blocks, p.rows % blocks},
+                            others...);
+}
+template <auto kKernel, typename... Others>
+void launch_rows(const SteerParams& p, const Shape& shape, int bytes, cudaStream_t stream,
+                 Others... others) {
+  check(try_launch_rows<kKernel>(p, shape, bytes, stream, others...));
 }
 
 }  // namespace steerfast

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sysconfig
 from pathlib import Path
@@ -22,7 +23,17 @@ X86_ISAS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
 }
-CUDA_ARCHS = ["80", "90", "100"]
+CUDA_ARCHS = ["80", "90", "100"]  # unless the environment names others: cuda_archs()
+OLDEST_CUDA_ARCH = 80  # the kernels need bfloat16
+NVCC_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "--threads=2",
+    "-fmad=false",
+    "-lineinfo",
+    "-Xptxas=-v",
+]
 
 
 def isas() -> dict[str, list[str]]:
@@ -36,6 +47,34 @@ def find_nvcc() -> str | None:
     candidates += [Path(found)] if (found := shutil.which("nvcc")) else []
     candidates.append(Path("/usr/local/cuda/bin/nvcc"))
     return next((str(path) for path in candidates if path.exists()), None)
+
+
+def cuda_archs() -> list[str]:
+    """What to compile CUDA for, ascending; the last also as PTX, for whatever comes after it.
+
+    STEERFAST_CUDA_ARCHS, as 90 or 80,90,100: SystemExit for what is none, or too old. Else what TORCH_CUDA_ARCH_LIST has that
+    is new enough: it speaks to every extension. Else CUDA_ARCHS.
+    """
+    ours = _archs_in("STEERFAST_CUDA_ARCHS")
+    wrong = [name for name, number in ours.items() if number < OLDEST_CUDA_ARCH]
+    if wrong:
+        raise SystemExit(
+            f"STEERFAST_CUDA_ARCHS names {wrong[0]!r}; give architectures from {OLDEST_CUDA_ARCH} on, as 90 or 80,90,100"
+        )
+    torchs = _archs_in("TORCH_CUDA_ARCH_LIST")
+    torchs = {name: number for name, number in torchs.items() if number >= OLDEST_CUDA_ARCH}
+    chosen = ours or torchs
+    return sorted(chosen, key=lambda name: (chosen[name], name)) or CUDA_ARCHS
+
+
+def _archs_in(variable: str) -> dict[str, int]:
+    """{"90a": 90} of 90a, 9.0a, sm_90a or 9.0a+PTX; a word that is no architecture is -1."""
+    found = {}
+    for word in re.findall(r"[^\s,;]+", os.environ.get(variable, "")):
+        known = re.fullmatch(r"(?:sm_)?(\d+)\.?(\d)([af]?)(?:\+PTX)?", word)
+        digits = known[1] + known[2] if known else "-1"
+        found[digits + known[3] if known else word] = int(digits)
+    return found
 
 
 def find_cxx() -> str | None:
@@ -100,7 +139,7 @@ def _module_rules(n: Any, cuda: bool) -> None:
 
     built = [
         f"'-DSTEERFAST_BUILT_ISAS={strings(list(isas()))}'",
-        f"'-DSTEERFAST_BUILT_CUDA_ARCHS={strings(CUDA_ARCHS if cuda else [])}'",
+        f"'-DSTEERFAST_BUILT_CUDA_ARCHS={strings(cuda_archs() if cuda else [])}'",
         f"'-DSTEERFAST_TORCH_TARGET=\"{TORCH_TARGET}\"'",
     ]
     flags = [*CXX_FLAGS, *includes, *built]
@@ -111,8 +150,9 @@ def _module_rules(n: Any, cuda: bool) -> None:
 def _cuda_rules(n: Any, torch_libs: list[str]) -> None:
     from torch.utils.cpp_extension import include_paths
 
-    archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHS]
-    archs.append(f"-gencode=arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}")
+    last = cuda_archs()[-1]
+    archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in cuda_archs()]
+    archs.append(f"-gencode=arch=compute_{last},code=compute_{last}")
     nvcc = find_nvcc()
     # What ptxas reports of each kernel (registers, spills) is kept beside the object: a test reads it.
     compile_one = f"{nvcc} -MMD -MF $out.d $flags -c $in -o $out > $out.log 2>&1"
@@ -123,20 +163,8 @@ def _cuda_rules(n: Any, torch_libs: list[str]) -> None:
         deps="gcc",
     )
     n.rule("nvlink", f"{nvcc} -shared -nodlink -cudart static $in -o $out $libs")
-    nvcc_flags = [
-        "-O3",
-        "-std=c++17",
-        "-Xcompiler=-fPIC,-fvisibility=hidden",
-        "--threads=2",
-        "-fmad=false",
-        "-lineinfo",
-    ]
-    nvcc_flags += [
-        "-Xptxas=-v",
-        TORCH_TARGET_DEFINE,
-        *archs,
-        *(f"-isystem={path}" for path in include_paths()),
-    ]
+    includes = [f"-isystem={path}" for path in include_paths()]
+    nvcc_flags = [*NVCC_FLAGS, TORCH_TARGET_DEFINE, *archs, *includes]
     cuda_objects = []
     for source in sorted(CSRC.glob("*.cu")):
         target = f"{source.stem}.cu.o"

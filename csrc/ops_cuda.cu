@@ -39,7 +39,7 @@ class Cuda {
     STD_TORCH_CHECK(current_stream, "this torch is built without CUDA");
     const torch::stable::accelerator::DeviceGuard guard(index_);
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(current_stream(index_, &stream));
+    TORCH_ERROR_CODE_CHECK(current_stream(index_, &stream));
     launch_steer(p, static_cast<cudaStream_t>(stream));
   }
 

@@ -92,28 +92,48 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   }
 }
 
-// Lets a kernel have up to `bytes` of dynamic shared memory, once for each device.
+// What a block may have of shared memory, the kernel's own included, without asking for more.
+constexpr int kWithoutAsking = 48 << 10;
+
+// Lets a kernel have `bytes` of dynamic shared memory, beside what it declares itself. False where
+// that is more than a block can have, or the device refuses.
 template <auto kKernel>
-void allow_shared_memory(int device, int bytes) {
-  static std::atomic<bool> allowed[kKnownDevices];
-  if (device < kKnownDevices && allowed[device].load(std::memory_order_relaxed)) return;
-  check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  if (device < kKnownDevices) allowed[device].store(true, std::memory_order_relaxed);
+bool allow_shared_memory(int device, int64_t bytes) {
+  static std::atomic<int> known[kKnownDevices];  // as much is allowed; 0: not looked at yet
+  const int most = facts_of(device).shared_memory;
+  if (bytes > most) return false;
+  const bool remembers = device < kKnownDevices;
+  if (remembers && bytes <= known[device].load(std::memory_order_relaxed)) return true;
+  cudaFuncAttributes kernel;
+  if (cudaFuncGetAttributes(&kernel, kKernel) != cudaSuccess) return false;
+  const int own = static_cast<int>(kernel.sharedSizeBytes);
+  int allowed = kWithoutAsking - own;
+  if (bytes > allowed) {
+    allowed = most - own;
+    if (bytes > allowed ||
+        cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, allowed) !=
+            cudaSuccess)
+      return false;
+  }
+  if (remembers) known[device].store(allowed, std::memory_order_relaxed);
+  return true;
 }
 
 }  // namespace
 
 bool launch_in_shared_memory(const SteerParams& p, cudaStream_t stream) {
   const int device = current_device();
-  const int64_t room = facts_of(device).shared_memory - int64_t{sizeof(RowShared<true>)};
   return with_types(p, [&](auto t, auto w) {
     using T = decltype(t);
     constexpr auto kKernel = rows_in_shared_memory<T, decltype(w)>;
     const int64_t bytes = p.width * static_cast<int64_t>(sizeof(T));
-    if (bytes > room) return false;
-    allow_shared_memory<kKernel>(device, static_cast<int>(room));
-    launch_rows<kKernel>(p, shape_of(p.width, kLanesOf<T>), static_cast<int>(bytes), stream);
-    return true;
+    if (allow_shared_memory<kKernel>(device, bytes) &&
+        try_launch_rows<kKernel>(p, shape_of(p.width, kLanesOf<T>), static_cast<int>(bytes),
+                                 stream) == cudaSuccess)
+      return true;
+    // Whoever is next needs no such memory, and reports what is wrong with more than this launch.
+    cudaGetLastError();
+    return false;
   });
 }
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import ninja_file
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,3 +74,40 @@ def test_a_build_that_cannot_be_made_is_an_error(wanted, message, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ours", "torchs", "wanted"),
+    [
+        (None, None, ["80", "90", "100"]),
+        ("90", None, ["90"]),
+        ("100, 8.0;sm_90a", "7.0", ["80", "90a", "100"]),
+        (" ", "9.0+PTX", ["90"]),
+        (None, "7.5 8.6 12.0+PTX", ["86", "120"]),
+        (None, "7.0;7.5", ["80", "90", "100"]),
+        (None, "Hopper", ["80", "90", "100"]),
+    ],
+)
+def test_cuda_is_compiled_for_what_the_environment_names(
+    ours, torchs, wanted, monkeypatch, tmp_path
+):
+    for name, value in (("STEERFAST_CUDA_ARCHS", ours), ("TORCH_CUDA_ARCH_LIST", torchs)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert ninja_file.cuda_archs() == wanted
+    ninja_file.write_ninja(tmp_path / "build.ninja", cuda=True)
+    graph = (tmp_path / "build.ninja").read_text()
+    code = re.findall(r"-gencode=arch=compute_(\w+),code=sm_\1 ", graph)
+    assert list(dict.fromkeys(code)) == wanted
+    assert set(re.findall(r"code=compute_(\w+)", graph)) == {wanted[-1]}
+    if ninja_file.module_name():
+        said = ",".join(f'"{arch}"' for arch in wanted)
+        assert f"STEERFAST_BUILT_CUDA_ARCHS={said}'" in graph
+
+
+@pytest.mark.parametrize(("given", "wrong"), [("hopper", "hopper"), ("90 75", "75"), ("80,9", "9")])
+def test_an_architecture_that_is_none_is_an_error(given, wrong, monkeypatch):
+    monkeypatch.setenv("STEERFAST_CUDA_ARCHS", given)
+    with pytest.raises(SystemExit, match=f"STEERFAST_CUDA_ARCHS names '{wrong}'"):
+        ninja_file.cuda_archs()

@@ -7,13 +7,15 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+RESULT = ROOT / "benchmarks/results/cuda_registers.md"
 REPORT = re.compile(
     r"Compiling entry function '(\w+)' for '(\w+)'\n.*Function properties.*\n"
     r"\s*(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n.*Used (\d+) registers"
 )
 
 
-def main() -> None:
+def table() -> str:
+    """Of the build in build/ninja, and by which compiler; another gives other numbers."""
     logs = sorted((ROOT / "build/ninja").glob("*.cu.o.log"))
     found: dict[str, dict[str, str]] = {}
     for log in logs:
@@ -27,6 +29,8 @@ def main() -> None:
     lines = [
         "# Registers of the CUDA kernels",
         "",
+        f"By {_compiler()}.",
+        "",
         f"| kernel | {' | '.join(archs)} |",
         "|---|---|---|---|",
     ]
@@ -35,9 +39,22 @@ def main() -> None:
             "void "
         )
         lines.append(f"| `{short}` | {' | '.join(row[arch] for arch in archs)} |")
-    path = ROOT / "benchmarks/results/cuda_registers.md"
-    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    print(f"wrote {path.name}: {len(found)} kernels")
+    return "\n".join([*lines, ""])
+
+
+def _compiler() -> str:
+    """The nvcc that the build's graph names."""
+    rule = re.search(
+        r"^ *command = (\S*nvcc) ", (ROOT / "build/ninja/build.ninja").read_text(), re.M
+    )
+    assert rule, "build/ninja is not a build of CUDA"
+    said = subprocess.run([rule[1], "--version"], capture_output=True, text=True, check=True).stdout
+    return "nvcc " + re.findall(r"V(\d[\d.]*)", said)[-1]
+
+
+def main() -> None:
+    RESULT.write_text(table(), encoding="utf-8")
+    print(f"wrote {RESULT.name}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -21,7 +22,7 @@ def setting(seed: int) -> dict[str, Any]:
     """Commit, device, versions, threads and seed: what a figure means nothing without."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("-dirty" if _changed() else ""),
+        "commit": commit(),
         "device": device_name(),
         "threads": torch.get_num_threads(),
         "versions": {
@@ -32,6 +33,15 @@ def setting(seed: int) -> dict[str, Any]:
         },
         "seed": seed,
     }
+
+
+def commit() -> str:
+    """What STEERFAST_COMMIT says, for a copy of the tree that has no history with it; else git; else "unknown"."""
+    said = os.environ.get("STEERFAST_COMMIT")
+    if said:
+        return said
+    found = _git("rev-parse", "--short", "HEAD")
+    return found + ("-dirty" if _changed() else "") if found else "unknown"
 
 
 def device_name() -> str:

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from steerfast.models.generation import Generation
 from steerfast.models.in_force import PlansInForce
 from steerfast.models.rebind import Rebindings
 from steerfast.models.thread_state import Prepared, ThreadState
+from steerfast.routing.capture import check_written_before
 from steerfast.routing.in_use import NOTHING, InUse
 from steerfast.routing.per_thread import PerThread, who_runs
 from steerfast.routing.routing import Routing
@@ -206,6 +207,15 @@ class Attachment:
             self.end_running()
             state.generation, state.prepared = outer, None
             self.let_go(generation)
+            self.restore()
+
+    def restore(self) -> None:
+        """A generation or a loop has ended in this thread: what is captured of bare forwards reads what is in force."""
+        routing = self.routing
+        if routing.captured.any:
+            with suppress(SteerfastError):  # inherited, and over: the next forward says so
+                self.follow()
+            routing.restore()
 
     def prepare(
         self, generation: Generation, batch: int, length: int, mask: Tensor | None, seen: int
@@ -216,6 +226,7 @@ class Attachment:
             raise SteerfastError(
                 "this model is detached, so nothing would be steered; attach it again"
             )
+        check_written_before()
         use = generation.use
         routing = self.assigned(NOTHING if use is None else use.in_use)
         routing.in_use.check_batch(batch, exact=False)

@@ -53,6 +53,8 @@ def _steer_manager(manager: Any, shared: Attachment) -> None:
                 f"continuous batching of transformers {transformers.__version__} has no {name}, which steering "
                 "needs; generate() works, or use a version that is known here (5.17 to 5.23)"
             )
+    # Its graphs are captured at once, and any request may come with a plan that reads.
+    shared.table.shown_reads.show()
     requests = PackedRequests(Routing(shared.table))
     shared.engines.add(manager)
     add, add_many = manager.add_request, manager.add_requests

@@ -22,6 +22,7 @@ from steerfast.models.thread_state import ThreadState
 from steerfast.models.traced_pass import TracedPass
 from steerfast.ops.implementations import implementation
 from steerfast.ops.records import Steering
+from steerfast.routing.capture import capturing
 from steerfast.routing.compiled import key_of
 from steerfast.routing.in_use import InUse
 from steerfast.routing.inputs import Inputs
@@ -76,7 +77,11 @@ class Forwards:
             if bare and in_use.conditional and inputs.begun != 0:
                 check_mark(cache, state.reading)
             routing = self.route(in_use, inputs)
-            judging = routing.judging if routing.measuring else None
+            captured = capturing()
+            if captured:
+                attachment.table.shown_reads.note_capture()
+            # A captured forward looks at every measured site, whatever is in use by now.
+            judging = routing.judging if routing.measuring or captured else None
             here.now = attachment.note(inputs.shape, routing, judging, fusing)
             here.now.opens = bare and in_use.conditional and inputs.begun == 0
             yield here.now
@@ -84,6 +89,8 @@ class Forwards:
             if here.now is not None and here.now is not outer:
                 here.now.end()
             here.now = outer
+            if bare:
+                state.routing.restore()
             attachment.end_running()
             if use is not None:
                 use.lease.end_reading()
@@ -150,6 +157,11 @@ class Forwards:
 
     def alone(self, rows: int) -> ForwardPass:
         """For a layer called by itself, outside of its model's forward."""
+        if capturing():
+            raise SteerfastError(
+                f"a graph is captured of a layer by itself, with {rows} rows, and which rows its replays would steer is not known; "
+                "capture the forward of the model"
+            )
         if self.attachment.in_use().active:
             raise SteerfastError(
                 f"a layer was called by itself with {rows} rows, which no forward of the model has "
@@ -173,6 +185,8 @@ class Forwards:
 
     def compiled_route(self, inputs: Inputs) -> tuple[Rows, bool]:
         """Route a forward that begins, and say whether it would have to read the prompt first."""
+        if capturing():
+            self.attachment.table.shown_reads.note_capture()
         routing = self.route(self.attachment.read(), inputs)
         self.attachment.note(inputs.shape, routing, routing.judging)
         return routing.rows, routing.measure_first

@@ -82,6 +82,7 @@ class Loop(InLoop):
         scope.leave(self)
         self._attachment.state.prepared = None
         self._end()
+        self._attachment.restore()
 
     def __del__(self) -> None:
         if getattr(self, "is_open", False) and hasattr(self, "_generation"):

@@ -33,6 +33,8 @@ from steerfast.plans.fields import choice, whole
 from steerfast.plans.sites import Site, site_index, site_name
 from steerfast.table.table import Table
 
+FASTER_WITHOUT_READS = ("cuda", "triton")  # the backends with kernels for plans of constants
+
 
 def attach(
     model: nn.Module,
@@ -50,7 +52,9 @@ def attach(
     slots: how many phases of plans can be in use at once (a plan that tells prompt from generated
         tokens takes two). bank_rows: room for deltas (one per phase and steered site) and directions
         that terms read or write, equal ones stored once; programs: room for the programs of such
-        terms. Both by default ``slots * (layers + 1)``. All are fixed, so that compiled code and graphs never move.
+        terms. Both by default ``slots * (layers + 1)``. All are fixed, so that compiled code and graphs never move. On a GPU
+        a model whose plans have no such terms runs faster, by default until one has: compiled code is compiled once more
+        then, and where a graph was captured such a plan is refused. ``programs=N`` is ready for them from the beginning.
     backend: cuda | triton | cpu | reference; None or "auto" takes the best there is (the reference
         for a float64 model, which the kernels do not know).
     measured: sites, as ("resid_post", 12), where conditions of plans will be measured. Others are added when a plan
@@ -128,7 +132,9 @@ def _attachment(
         backend = "reference"
     chosen = backends.resolve(backend, device)
     layers, width = len(decoder.layers), decoder.hidden_size
-    table = Table(layers, width, slots=slots, bank_rows=bank_rows, programs=programs, device=device)
+    late = programs is None and chosen in FASTER_WITHOUT_READS
+    room: dict[str, Any] = {"slots": slots, "bank_rows": bank_rows, "programs": programs}
+    table = Table(layers, width, **room, reads_late=late, device=device)
     name = str(getattr(decoder.config, "_name_or_path", ""))
     return Attachment(table, chosen, name, measured)
 

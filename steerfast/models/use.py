@@ -109,5 +109,5 @@ class Use(PlansInForce):
 
     def __del__(self) -> None:
         """The thread or task that called it is gone, and so is everybody who could end it."""
-        if getattr(self, "is_open", False):
+        if getattr(self, "is_open", False) and hasattr(self, "_attachment"):
             self._attachment.end_use(self)

@@ -79,20 +79,26 @@ def _measure(stream: Tensor, site: int, gain: Tensor, anchor: Tensor, key: int) 
     return by_key[key].compiled_measure(stream, site).clone()
 
 
+# What these ops find depends on more than their arguments: a graph of CUDA's has to go around them, so that they run each time.
+_APART = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
 _library: Any = torch.library.Library("steerfast", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(
     "route(Tensor like, Tensor? tokens, Tensor? mask, Tensor? position_ids, Tensor seen, str mask_kind, "
-    "int key) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "int key) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=_APART,
 )
 _library.impl("route", _route, "CompositeExplicitAutograd")
 torch.library.register_fake("steerfast::route", _fake_route, lib=_library)
-_library.define("layer(Tensor stream, int key) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+_library.define(
+    "layer(Tensor stream, int key) -> (Tensor, Tensor, Tensor, Tensor, Tensor)", tags=_APART
+)
 _library.impl("layer", _layer, "CompositeExplicitAutograd")
 torch.library.register_fake("steerfast::layer", _fake_route, lib=_library)
 # What a measurement writes belongs to the thread, and no graph knows it: it is said to write ``anchor``, so that no compiler
 # drops it; gains go in and out, which keeps the order.
 _library.define(
-    "measure(Tensor stream, int site, Tensor gain, Tensor(a!) anchor, int key) -> Tensor"
+    "measure(Tensor stream, int site, Tensor gain, Tensor(a!) anchor, int key) -> Tensor",
+    tags=_APART,
 )
 _library.impl("measure", _measure, "CompositeExplicitAutograd")
 torch.library.register_fake(

@@ -53,6 +53,12 @@ class InUse:
         """Some plan has a condition."""
         return bool(self.measured)
 
+    def decided_at(self) -> list[int]:
+        """Of rows whose prompts' lengths are known: where each prompt ends that a condition reads; else 0."""
+        assert self.lengths is not None
+        each = zip(self.each(len(self.lengths)), self.lengths, strict=True)
+        return [length if entry and entry.plan.condition else 0 for entry, length in each]
+
     @cached_property
     def by_prompt(self) -> bool:
         """Whether any plan asks where its prompt ends, or what is in it."""
@@ -101,6 +107,16 @@ class InUse:
             raise ValueError(
                 f"use() was given {len(self.lengths)} prompt lengths, but the batch has {batch} rows; "
                 "give one length per row"
+            )
+
+    def check_end(self, begun: int | None) -> None:
+        """SteerfastError where a plan asks for the prompt's end, which may lie anywhere before or in a forward that goes on
+        behind so many tokens of a cache (None: nobody may look)."""
+        if self.lengths is None and self.by_prompt and begun != 0:
+            raise SteerfastError(
+                f"this forward goes on behind {begun or 'some'} tokens of a cache, and where the prompt ends is not "
+                "known, so prompt and generated tokens cannot be told apart; call generate of the model that was attached, say "
+                "where prompts end (handle.use(plans, prompt_lengths=[...])), or run the loop in handle.generating(ids, mask)"
             )
 
     def check_ids(self, rows: Sequence[Sequence[int]]) -> None:

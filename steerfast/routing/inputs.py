@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from steerfast.errors import SteerfastError
+from steerfast.routing.capture import capturing
+
 
 class Inputs(NamedTuple):
     """like: [B, T, ...], ids or embeddings. tokens: [B, T] ids, where there are ids. mask: 2-D, of the whole sequence.
@@ -36,9 +39,17 @@ class Inputs(NamedTuple):
         cache that does not say."""
         if self.seen is None:
             return None
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if capturing():
             return self.seen if isinstance(self.seen, int) else None
         return int(self.seen)
+
+    def check_mask_kind(self) -> None:
+        """SteerfastError for a mask of which nobody can say what is padding."""
+        if self.mask_kind:
+            raise SteerfastError(
+                f"a {self.mask_kind} attention mask does not tell padding from tokens, and padding is never "
+                "steered; pass a 2-D attention_mask, or none if there is no padding"
+            )
 
 
 def _counts(ids: Any, batch: int, length: int) -> bool:

@@ -7,6 +7,7 @@ A plan says "from the prompt's end"; a request has a prompt of a certain length,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 from typing import NamedTuple
 
 from steerfast.errors import SteerfastError
@@ -69,6 +70,12 @@ def itinerary(
     return Itinerary(
         tuple(starts), tuple(slots), at, tuple(gain for _, gain in plan.schedule.points)
     )
+
+
+def withheld(entries: Sequence[Entry | None]) -> Itinerary:
+    """Where these requests would steer cannot be said: a gain of NaN everywhere, in a slot of one of them."""
+    slots = [slot for entry in entries if entry is not None for slot in entry.slots if slot >= 0]
+    return Itinerary((0,), (slots[0],), (0,), (nan,)) if slots else NOWHERE
 
 
 def places_of(lowered: Lowered, prompt_length: int, prompt: Sequence[int]) -> dict[Origin, int]:

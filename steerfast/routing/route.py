@@ -200,7 +200,7 @@ class Staging:
     """Host memory on its way to a device tensor: a ring of pinned buffers, each written again only after
     the copy out of it is through. On the CPU the tensor itself is written.
 
-    event: makes what marks a copy: ``record()`` behind it, ``synchronize()`` waits for it.
+    event: makes what marks a copy: ``record(stream)`` behind it, ``synchronize()`` waits for it.
     """
 
     def __init__(self, target: Tensor, event: Callable[[], torch.cuda.Event] | None = None) -> None:
@@ -224,5 +224,7 @@ class Staging:
             event.synchronize()
         write(buffer.numpy())
         self.target.copy_(buffer, non_blocking=True)
-        event.record()
+        # The copies' stream is that of the target's device, which need not be the current one.
+        device = self.target.device
+        event.record(torch.cuda.current_stream(device) if device.type == "cuda" else None)
         self._sent += 1

@@ -15,100 +15,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steerfast.errors import SteerfastError
-from steerfast.routing.in_use import NOTHING, InUse
+from steerfast.routing.assigned import Assigned
+from steerfast.routing.capture import capturing
 from steerfast.routing.inputs import Inputs
-from steerfast.routing.itinerary import Itinerary, check_acts_in_prompts, itineraries
+from steerfast.routing.itinerary import check_acts_in_prompts
 from steerfast.routing.positions import positions_of, prompts_of
-from steerfast.routing.route import SEATS, Route, RowBuffers, Rows
+from steerfast.routing.route import SEATS, RowBuffers, Rows
 from steerfast.routing.router import make_router
 from steerfast.routing.sequences import Sequences, packed_sequences
-from steerfast.routing.verdicts import Verdicts, conditions_of, reads_prompts
+from steerfast.routing.verdicts import check_reads_all, reads_prompts
 from steerfast.table.entry import Entry
 from steerfast.table.table import Table
 
 
-class Routing:
+class Routing(Assigned):
     """The requests in use in a thread, and the route of its next forward."""
 
     def __init__(self, table: Table) -> None:
-        self.table = table
-        self.in_use = NOTHING
+        super().__init__(table)
         self.served: Callable[[], tuple[Entry | None, ...]] = lambda: (None,)  # by the last forward
         self.measuring = False  # this forward reads prompts for conditions
         self.measure_first = False  # and has rows that depend on what it will read
-        self._unknown: SteerfastError | None = None  # why a bare forward cannot be routed
-        self._assigned_for: object = None  # the generation whose rows the route is made of, if any
-        self._judged: object = (
-            None  # whose verdicts are held: a generation, or lengths and conditions
-        )
         self._settled_rows: Rows
         self._settles_at = 0  # from this position on, its rows keep their slots and gains
         self._generated = 0  # how many rows the last generation had
-        device = table.device
-        self.route = Route(device)
-        self.verdicts = Verdicts(self.route.seats, device)
-        self.judging = self.verdicts  # the verdicts of this forward's seats
         self.router = make_router(SEATS)
-        self.buffers = RowBuffers(device)
+        self.buffers = RowBuffers(table.device)
         self.rows = self.buffers.idle(1)
 
-    @property
-    def device(self) -> torch.device:
-        return self.route.device
-
     def to(self, device: torch.device) -> None:
-        """Follow the table to another device."""
-        self.route.to(device)
         self.buffers.to(device)
-        self.verdicts = self.judging = Verdicts(self.route.seats, device)
-        self._judged = None
-        self._assign_bare(self.in_use)
-
-    # -- what is in use ---------------------------------------------------------------------------
-
-    def assign(self, in_use: InUse) -> None:
-        """What the next forwards steer by."""
-        self.in_use = in_use
-        self._assign_bare(self.in_use)
-
-    def _assign_bare(self, in_use: InUse) -> None:
-        """Fill the device's tensors for forwards outside of ``generate``, as far as their prompts are known."""
-        self._unknown = self._assigned_for = None
-        if in_use.packs:  # its rows are known with the batch
-            return
-        rows = len(in_use.requests) if in_use.lengths is None else len(in_use.lengths)
-        single = in_use.single and rows == 1
-        try:
-            entries = in_use.each(rows)
-            judged = in_use.lengths, conditions_of(entries)
-            self._assign_rows(entries, in_use.lengths, in_use.prompts, judged, single)
-        except SteerfastError as error:
-            self._unknown = error
-
-    def _assign_rows(
-        self,
-        entries: Sequence[Entry | None],
-        lengths: Sequence[int] | None,
-        prompts: Sequence[Sequence[int]] | None,
-        judged: object,
-        single: bool = False,
-    ) -> list[Itinerary]:
-        """Itineraries and conditions of each row of a batch, into the tensors that routes are made of.
-
-        judged: whose the conditions are. What they have decided is kept, if they are those that are there."""
-        each = itineraries(entries, lengths, prompts)
-        kept = self.verdicts.keep() if judged and judged == self._judged else None
-        self.route.assign(each, single)
-        if self.route.seats > self.verdicts.seats:
-            self.verdicts = self.judging = Verdicts(self.route.seats, self.table.device)
-        known: Sequence[int | None] = lengths or [None] * len(entries)
-        self.verdicts.assign(list(zip(entries, known, strict=True)), kept)
-        self._judged = judged
-        return each
+        super().to(device)
 
     def _begin(self) -> None:
-        requests = self.in_use.requests
-        self.served, self.judging = lambda: requests, self.verdicts
+        requests, self.judging = self.in_use.requests, self.verdicts
+        self.served = lambda: requests
         self.measuring = self.measure_first = False
 
     # -- a forward of its own ----------------------------------------------------------------------
@@ -118,14 +59,14 @@ class Routing:
         (batch, length), mask, seen = inputs.shape, inputs.mask, inputs.seen
         in_use, device = self.in_use, self.table.device
         self._begin()
-        if not in_use.active and (in_generate or in_use.count in (None, batch)):
+        # Not where a graph is captured: its replays look up what is in use by then.
+        idle = not in_use.active and (in_generate or in_use.count in (None, batch))
+        if idle and (in_generate or not capturing()):
             in_use.check_batch(batch, exact=not in_generate)
+            if not in_generate:
+                self._make_current(batch)  # this may be the warm-up of a capture
             return self.buffers.idle(batch * length)
-        if inputs.mask_kind:
-            raise SteerfastError(
-                f"a {inputs.mask_kind} attention mask does not tell padding from tokens, and padding is never "
-                "steered; pass a 2-D attention_mask, or none if there is no padding"
-            )
+        inputs.check_mask_kind()
         if seen is None:
             if in_use.by_position:
                 raise SteerfastError(
@@ -143,24 +84,21 @@ class Routing:
         in_use.check_batch(batch, exact=not in_generate)
         if in_generate:
             self._assign_bare(in_use.unprepared(batch, self._generated))
-        elif self._assigned_for is not None:  # something else has run since
-            self._assign_bare(in_use)
+        else:
+            self._make_current(batch)
         self._check_knowledge(inputs)
-        if self.route.reserve(batch):
-            self.to(device)
         rows = self.route.look_up(batch, positions, real)
-        return self._with_verdicts(rows, positions, real, seen) if in_use.conditional else rows
+        if capturing():
+            self.captured.note(inputs.begun)
+        if in_use.conditional or capturing():  # a plan that comes later may have a condition
+            rows = self._with_verdicts(rows, positions, real, seen)
+        return rows
 
     def _check_knowledge(self, inputs: Inputs) -> None:
         """What the plans in use ask of the prompts is known, or an error."""
         in_use, tokens, batch = self.in_use, inputs.tokens, inputs.shape[0]
         in_use.check_lengths(batch)
-        if in_use.lengths is None and in_use.by_prompt and inputs.begun != 0:
-            raise SteerfastError(
-                f"this forward goes on behind {inputs.begun or 'some'} tokens of a cache, and where the prompt ends is not "
-                "known, so prompt and generated tokens cannot be told apart; call generate of the model that was attached, say "
-                "where prompts end (handle.use(plans, prompt_lengths=[...])), or run the loop in handle.generating(ids, mask)"
-            )
+        in_use.check_end(inputs.begun)
         if in_use.prompts is not None and tokens is not None and inputs.begun == 0:
             in_use.check_ids(prompts_of(tokens, inputs.mask, None))
         if self._unknown is None:
@@ -178,11 +116,7 @@ class Routing:
 
     def _packed(self, batch: int, packed: Sequences, inputs: Inputs) -> Rows:
         """The rows of a forward whose rows hold several sequences: each has a seat of its own."""
-        if inputs.begun != 0:
-            raise SteerfastError(
-                "position ids start again within a row, so it holds several sequences, but a cache holds what came before "
-                "them; read packed rows in one forward, without a cache"
-            )
+        packed.check_whole(inputs.begun)
         in_use, given = self.in_use, self.in_use.lengths
         entries = in_use.of_sequences(batch, packed.row_of)
         read = None if inputs.tokens is None else packed.split(inputs.tokens)
@@ -195,9 +129,9 @@ class Routing:
         rows = self.route.look_up(len(seats), places, (seats >= 0)[:, None], seats.clamp(min=0))
         if in_use.conditional:
             self.measuring = True
-            self.measure_first = given is not None and any(
-                entry and entry.plan.condition and prompt < whole
-                for entry, prompt, whole in zip(entries, given, packed.lengths, strict=True)
+            ends = zip(entries, given or packed.lengths, packed.lengths, strict=True)
+            self.measure_first = any(
+                one and one.plan.condition and prompt < whole for one, prompt, whole in ends
             )
             self.verdicts.reset()
             rows = rows._replace(gain=self.verdicts.gain(rows.base, rows.seat))
@@ -208,13 +142,12 @@ class Routing:
     ) -> Rows:
         """For plans with conditions: start anew with a new prompt, and put what is decided into the gains."""
         self.measuring = True
-        if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-            lengths = self.in_use.lengths
-            assert lengths is not None
+        if capturing():
+            self.verdicts.reset_where(seen == 0)
+        else:
             if int(seen) == 0:
                 self.verdicts.reset()
-            each = zip(self.in_use.each(len(lengths)), lengths, strict=True)
-            ends = [length if entry and entry.plan.condition else 0 for entry, length in each]
+            ends = self.in_use.decided_at()
             self.measuring, across = reads_prompts(positions, real, ends)
             self.verdicts.check_read(positions, real, ends)
             self._measure_ahead(across, seen)
@@ -224,11 +157,8 @@ class Routing:
         """across: the forward holds tokens of a prompt and tokens behind it, which depend on what the prompt decides. Then
         a pass that only reads goes ahead; but not where a cache holds what came before, which such a pass would lack."""
         self.measure_first = across
-        if across and int(seen) > 0:
-            raise SteerfastError(
-                "a plan has a condition, which is decided at the prompt's end, and this forward holds the end of a prompt "
-                f"and tokens behind it, after {int(seen)} in a cache; end a chunk where the prompt ends"
-            )
+        if across:
+            check_reads_all(int(seen))
 
     # -- a step of generate ----------------------------------------------------------------------------
 

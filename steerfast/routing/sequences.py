@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from steerfast.errors import SteerfastError
+
 
 class Sequences(NamedTuple):
     """of_token: [B, T] int64, the number of each token's sequence, -1 for padding. positions: [B, T] int64, how many
@@ -28,6 +30,14 @@ class Sequences(NamedTuple):
                 if number >= 0:
                     each[number].append(token)
         return each
+
+    def check_whole(self, begun: int | None) -> None:
+        """SteerfastError where these are only the ends of sequences, behind what a cache holds."""
+        if begun != 0:
+            raise SteerfastError(
+                "position ids start again within a row, so it holds several sequences, but a cache holds what came before "
+                "them; read packed rows in one forward, without a cache"
+            )
 
 
 def packed_sequences(position_ids: Tensor, real: Tensor | None, batch: int) -> Sequences | None:

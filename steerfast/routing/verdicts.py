@@ -16,6 +16,7 @@ from torch import Tensor
 
 from steerfast.errors import SteerfastError
 from steerfast.plans.condition import MAX_TESTS, Condition
+from steerfast.routing.capture import capturing
 from steerfast.routing.itinerary import NEVER
 from steerfast.routing.prompt_tokens import PromptTokens
 from steerfast.routing.route import Rows
@@ -189,6 +190,18 @@ class Verdicts:
             waiting = self.about[seats, DECIDED_AT] != NOWHERE
             self.verdict[seats] = torch.where(waiting, torch.nan, 1.0)
 
+    def reset_where(self, fresh: Tensor | bool) -> None:
+        """The same for all seats if ``fresh``, which may be known on the device alone: nobody waits for it."""
+        if not isinstance(fresh, Tensor):
+            if fresh:
+                self.reset()
+            return
+        with torch.inference_mode(False):
+            waiting = self.about[:, DECIDED_AT] != NOWHERE
+            unread = torch.where(waiting, torch.nan, 1.0)
+            for tensor, value in ((self.sums, 0.0), (self.counted, 0), (self.verdict, unread)):
+                tensor.copy_(torch.where(fresh, value, tensor))
+
     def gain(self, base: Tensor, seat: Tensor) -> Tensor:
         """The gain of rows with their seats' verdicts in it."""
         return base * self.verdict[seat.clamp(min=0).long()]
@@ -223,8 +236,9 @@ class Verdicts:
 def _value(rows: Tensor, bank: Tensor, test: Tensor, here: Tensor) -> Tensor:
     """What a test reads in each row, [N] float64; 0 where it does not read."""
     value = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
-    # Which rows are read is known on the CPU for free; on a GPU asking would wait for it.
-    chosen = here.nonzero()[:, 0] if rows.device.type == "cpu" else slice(None)
+    # Which rows are read is known on the CPU for free; on a GPU asking would wait for it, and a graph would keep the answer.
+    asks = rows.device.type == "cpu" and not capturing()
+    chosen = here.nonzero()[:, 0] if asks else slice(None)
     exact, key = rows[chosen].double(), bank[test[chosen, KEY].clamp(min=0)].double()
     dot = (exact * key).sum(-1)
     norm = torch.linalg.vector_norm(exact, dim=-1)
@@ -261,3 +275,12 @@ def reads_prompts(positions: Tensor, real: Tensor | None, ends: Sequence[int]) -
     prompt = ((where < end) & (token != 0)).any(-1)
     behind = ((where >= end) & (token != 0)).any(-1)
     return bool(prompt.any()), bool((prompt & behind).any())
+
+
+def check_reads_all(seen: int) -> None:
+    """SteerfastError where a forward that holds the end of a prompt and tokens behind it goes on after so many in a cache."""
+    if seen > 0:
+        raise SteerfastError(
+            "a plan has a condition, which is decided at the prompt's end, and this forward holds the end of a prompt "
+            f"and tokens behind it, after {seen} in a cache; end a chunk where the prompt ends"
+        )

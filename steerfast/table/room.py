@@ -9,7 +9,7 @@ from steerfast.errors import PlanTooLargeError, TableFullError
 from steerfast.plans.fields import whole
 from steerfast.table.packing import Cost
 
-_NAMES = ("slots", "bank_rows", "programs")  # as attach and Table take them
+NAMES = ("slots", "bank_rows", "programs")  # as attach and Table take them
 
 
 def room(num_layers: int, slots: int, bank_rows: int | None, programs: int | None) -> Cost:
@@ -22,7 +22,7 @@ def room(num_layers: int, slots: int, bank_rows: int | None, programs: int | Non
     reading = each if programs is None else whole("programs", programs)
     there = Cost(whole("slots", slots), rows, reading)
     for what, least, name, given in zip(
-        ("one slot", "one bank row", "0 programs"), (1, 1, 0), _NAMES, there, strict=True
+        ("one slot", "one bank row", "0 programs"), (1, 1, 0), NAMES, there, strict=True
     ):
         if given < least:
             raise ValueError(f"a table needs at least {what}, got {name}={given}")
@@ -33,7 +33,7 @@ def check_room(need: Cost, used: Cost, there: Cost, plans: int) -> None:
     """TableFullError unless a need fits beside what so many plans use."""
     if all(one <= all_ - taken for one, taken, all_ in zip(need, used, there, strict=True)):
         return
-    needed = ", ".join(f"{one} {name}" for one, name in zip(need, _NAMES, strict=True))
+    needed = ", ".join(f"{one} {name}" for one, name in zip(need, NAMES, strict=True))
     raise TableFullError(
         f"the table is full: the plan needs {needed} beside {plans} plans in use, but it was made with "
         f"{_made(used, there)}; attach with more"
@@ -54,5 +54,5 @@ def within(used: Cost, there: Cost) -> Iterator[None]:
 def _made(used: Cost, there: Cost) -> str:
     return ", ".join(
         f"{name}={all_} ({all_ - taken} free)"
-        for name, taken, all_ in zip(_NAMES, used, there, strict=True)
+        for name, taken, all_ in zip(NAMES, used, there, strict=True)
     )

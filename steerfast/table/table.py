@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from steerfast.errors import TableFullError
-from steerfast.ops.records import MAX_READS, READ_WIDTH, RECORD_WIDTH
+from steerfast.ops.records import RECORD_WIDTH
 from steerfast.plans.plan import Plan
 from steerfast.plans.sites import site_count, site_name
 from steerfast.table.entry import UNSTEERED, Entry, Held, used
@@ -31,7 +31,8 @@ from steerfast.table.layout import records_of, words_of, write
 from steerfast.table.lowering import Lowered, lower
 from steerfast.table.packing import NONE, PHASE, Cost, Packed, pack
 from steerfast.table.pool import Pool
-from steerfast.table.room import check_room, room, within
+from steerfast.table.room import NAMES, check_room, room, within
+from steerfast.table.shown_reads import ShownReads
 
 
 class Table:
@@ -39,7 +40,7 @@ class Table:
 
     records: [sites, slots, 4] int32, reads: [programs, 16, 12] int32 and bank: [bank_rows, D] float32,
     see ``reference.Steering``. With ``programs=0`` only constant terms fit, and kernels that know no
-    others run. room: these three numbers.
+    others run; with ``reads_late`` those run until a plan has others. room: these three numbers.
     """
 
     def __init__(
@@ -50,23 +51,22 @@ class Table:
         slots: int = 64,
         bank_rows: int | None = None,
         programs: int | None = None,
+        reads_late: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self.room = room(num_layers, slots, bank_rows, programs)
         self.num_layers, self.hidden_size = num_layers, hidden_size
+        self.lock = threading.Condition(threading.RLock())
         slots, rows, reading = self.room
         with torch.inference_mode(False):  # else the tensors could never be written outside of it
             shape = (site_count(num_layers), slots, RECORD_WIDTH)
             self.records = torch.zeros(shape, dtype=torch.int32, device=device)
             self.records[..., 0] = UNSTEERED
-            self.reads = torch.zeros(
-                (reading, MAX_READS, READ_WIDTH), dtype=torch.int32, device=device
-            )
+            self.shown_reads = ShownReads(reading, reads_late, device, self.lock)
             self.bank = torch.zeros((rows, hidden_size), dtype=torch.float32, device=device)
             self.site_records = self.records.unbind(0)
         self.closed: Mapping[int, str] = {}  # sites that the model does not have, and why
         self.version = 0
-        self.lock = threading.Condition(threading.RLock())
         self._frozen: tuple[int, Tensor, Tensor] | None = None
         # By key, least recently used first.
         self._entries: OrderedDict[str, Held] = OrderedDict()
@@ -77,14 +77,18 @@ class Table:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy has the same room, and no plans: nobody could release them."""
-        names = ("slots", "bank_rows", "programs")
-        sizes: dict[str, Any] = dict(zip(names, self.room, strict=True), device=self.device)
-        made = partial(Table, **sizes), (self.num_layers, self.hidden_size)
-        return *made, {"closed": self.closed}
+        sizes: dict[str, Any] = dict(zip(NAMES, self.room, strict=True), device=self.device)
+        made = partial(Table, reads_late=self.shown_reads.late, **sizes)
+        return made, (self.num_layers, self.hidden_size), {"closed": self.closed}
 
     @property
     def device(self) -> torch.device:
         return self.records.device
+
+    @property
+    def reads(self) -> Tensor:
+        """[programs, 16, 12] int32, as kernels see it."""
+        return self.shown_reads.now
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -101,8 +105,8 @@ class Table:
     def to(self, device: torch.device) -> None:
         """Move the tensors; captured graphs that read the old ones must be captured again."""
         with self.lock, torch.inference_mode(False):
-            self.records, self.reads = self.records.to(device), self.reads.to(device)
-            self.bank = self.bank.to(device)
+            self.records, self.bank = self.records.to(device), self.bank.to(device)
+            self.shown_reads.to(device)
             self.site_records = self.records.unbind(0)
 
     def frozen(self) -> tuple[Tensor, Tensor]:
@@ -201,7 +205,8 @@ class Table:
             entry.holders -= 1
             if entry.holders == 0 and self.device.type == "cuda":
                 entry.last_use = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                entry.last_use.record()
+                # Of the device where forwards run, which need not be the current one.
+                entry.last_use.record(torch.cuda.current_stream(self.device))
 
     def exchange(self, entry: Entry, plan: Plan) -> Entry:
         """Release one plan and acquire another, or an error and nothing changed.
@@ -244,7 +249,9 @@ class Table:
             write(self.records.transpose(0, 1), places, torch.from_numpy(records[filled]))
             write(self.bank, list(new_rows), packed.rows[list(new_rows.values())])
             words = words_of(packed, place_of, list(new_programs.values()))
-            write(self.reads, list(new_programs), torch.from_numpy(words))
+            write(self.shown_reads.whole, list(new_programs), torch.from_numpy(words))
+        if programs:
+            self.shown_reads.show()
         entry = kind(key=key, slots=slots, rows=rows, programs=programs)
         entry.keys = tuple(rows[test] for test in packed.tests)
         if isinstance(entry, Entry):
@@ -265,7 +272,9 @@ class Table:
             self._evict(entry)
 
     def _check_room(self, held: list[Held], packed: Packed) -> None:
-        """TableFullError if the plan would not fit even beside the plans in use alone."""
+        """TableFullError if the plan would not fit even beside the plans in use alone; or what ``shown_reads`` says."""
+        if packed.programs:
+            self.shown_reads.check()
         rows = {row for entry in held for row in entry.rows}
         programs = {program for entry in held for program in entry.programs}
         need = Cost(

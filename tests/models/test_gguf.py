@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gguf
 import numpy
 import pytest
 
 from steerfast.models.gguf import read_once
+
+gguf = pytest.importorskip("gguf")
 
 
 @pytest.fixture

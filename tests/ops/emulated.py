@@ -56,6 +56,9 @@ class Launch:
     blocks: int
     threads: int
     overlap: bool
+    own: int  # bytes of shared memory: what the kernel declares, what was asked for, what both may be
+    asked: int
+    allowed: int
 
 
 @dataclass(frozen=True)
@@ -239,10 +242,9 @@ class Ops(interface.Ops):
 def _results(calls: Sequence[Call], content: bytes, launched: str) -> list[Result]:
     launches: list[list[Launch]] = [[] for _ in calls]
     for line in launched.splitlines():
-        number, blocks, threads, overlap, caller = line.split("\t")
-        launches[int(number)].append(
-            Launch(kernel_in(caller), int(blocks), int(threads), overlap == "1")
-        )
+        *numbers, caller = line.split("\t")
+        number, blocks, threads, overlap, *shared = map(int, numbers)
+        launches[number].append(Launch(kernel_in(caller), blocks, threads, overlap == 1, *shared))
     at = 0
 
     def take(bytes_: int) -> bytes:

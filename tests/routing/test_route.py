@@ -242,7 +242,8 @@ def test_a_staging_buffer_is_written_again_only_after_its_copy():
             self.number = Event.made
             Event.made += 1
 
-        def record(self):
+        def record(self, stream):
+            assert stream is None  # there is none on the CPU
             said.append(("record", self.number))
 
         def synchronize(self):
@@ -257,6 +258,30 @@ def test_a_staging_buffer_is_written_again_only_after_its_copy():
         *(("record", number) for number in range(4)),
         *(pair for number in range(3) for pair in (("wait", number), ("record", number))),
     ]
+
+
+def test_events_are_recorded_where_the_copies_run(monkeypatch):
+    """On the stream of the target's device, though another one is current."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    streams = []
+
+    class Event:
+        def record(self, stream):
+            streams.append(stream)
+
+    class OnAnother:
+        """As much of a tensor on the second GPU as staging asks for."""
+
+        device, shape, dtype = torch.device("cuda:1"), (5, 8), torch.int32
+
+        def copy_(self, buffer, non_blocking):
+            assert non_blocking
+
+    monkeypatch.setattr(
+        torch, "empty", lambda shape, dtype, pin_memory: torch.zeros(shape, dtype=dtype)
+    )
+    Staging(OnAnother(), Event).send(lambda rows: None)
+    assert streams == ["stream of cuda:1"]
 
 
 @pytest.mark.skipif(not COMPILED, reason="the compiled module was not built")

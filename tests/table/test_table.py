@@ -78,6 +78,36 @@ def test_many_plans_through_few_slots_change_no_address():
     assert len(table.entries) <= 4
 
 
+def test_the_last_use_of_a_slot_is_marked_on_the_stream_of_the_tables_device(monkeypatch):
+    """A later writer waits for it there; the current device may be another."""
+    streams = []
+
+    class Event:
+        def record(self, stream):
+            streams.append(("recorded", stream))
+
+    class Stream:
+        def __init__(self, device):
+            self.device = device
+
+        def __eq__(self, other):
+            return self.device == other.device
+
+        def wait_event(self, event):
+            streams.append(("waited", self))
+
+    class OnTheSecondGpu(Table):
+        device = torch.device("cuda:1")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    table = OnTheSecondGpu(3, 8, slots=1)
+    table.release(table.acquire(steer(vector())))
+    table.acquire(steer(vector(1)))
+    there = Stream(torch.device("cuda:1"))
+    assert streams == [("recorded", there), ("waited", there)]
+
+
 def test_writable_in_and_out_of_inference_mode():
     with torch.inference_mode():
         table = Table(3, 8, slots=1)

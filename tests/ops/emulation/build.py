@@ -24,7 +24,7 @@ CACHE = ROOT / "build/emulation"
 KEPT_FOR = 2 * 24 * 3600.0  # seconds
 FLAGS = ["-std=c++17", "-g1", "-fno-omit-frame-pointer", "-ffp-contract=off", "-w"]
 SPOILED = "-ftrivial-auto-var-init=pattern"  # a local variable that nobody set: not by chance 0
-ENGINE = ("block", "buffer", "fiber", "runtime")
+ENGINE = ("block", "buffer", "fiber", "own_shared", "runtime")
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 

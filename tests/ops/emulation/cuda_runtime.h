@@ -11,6 +11,7 @@
 
 #include "block.h"
 #include "cuda_runtime_api.h"
+#include "own_shared.h"
 #include "runtime.h"
 
 #define __global__
@@ -116,6 +117,12 @@ inline void cudaTriggerProgrammaticLaunchCompletion() {}
 template <typename... Params>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Params...), cudaFuncAttribute, int bytes) {
   return emulation::allow_shared(reinterpret_cast<const void*>(kernel), bytes);
+}
+template <typename... Params>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(Params...)) {
+  const int64_t own = emulation::own_shared(reinterpret_cast<const void*>(kernel));
+  attributes->sharedSizeBytes = static_cast<size_t>(own);
+  return cudaSuccess;
 }
 template <typename... Params>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Params...), int,

@@ -34,7 +34,7 @@ enum class Fault {
   kBeyondShared,   // dynamic shared memory behind what the launch asked for
   kBeyondStatic,   // shared memory behind an array
   kMisaligned,     // a vector from an address that is no multiple of its size
-  kTooMuchShared,  // more dynamic shared memory than the kernel may have
+  kTooMuchShared,  // dynamic shared memory that just leaves no room for the kernel's own
 };
 constexpr const char* kNames[] = {"none",           "no_barrier",      "no_warp_barrier",
                                   "half_a_barrier", "two_barriers",    "ended_barrier",
@@ -102,7 +102,7 @@ int main(int argc, char** argv) {
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = fault == Fault::kTooMuchShared ? 49 << 10 : kThreads * sizeof(float);
+  config.dynamicSmemBytes = fault == Fault::kTooMuchShared ? 48 << 10 : kThreads * sizeof(float);
   config.attrs = &overlap;
   config.numAttrs = 1;
   const cudaError_t error =

@@ -1,11 +1,12 @@
 // Runs calls of launch_steer on the emulated device:
 //
 //   driver CALLS RESULTS [--seed=0] [--multiprocessors=2] [--blocks=2] [--major=9]
-//                        [--shared=227] [--overlap=1]
+//                        [--shared=227] [--granted=227] [--overlap=1]
 //   driver --round FLOATS HALVES   every float32 of a file, rounded to bfloat16 and to half
 //
 // and prints a line for each launch: the number of the call, blocks, threads, whether the launch is
-// a dependent one, and the signature of the function that launched it, which names the kernel.
+// a dependent one, bytes of shared memory (the kernel's own, asked for, allowed), and the signature
+// of the function that launched it, which names the kernel.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -74,8 +75,10 @@ void run(const char* calls, const char* results) {
     emulation::Call call(in);
     const steerfast::SteerParams p = params_of(call);
     emulation::hooks.launched = [number](const emulation::Launch& launch) {
-      std::printf("%lld\t%u\t%u\t%d\t%s\n", static_cast<long long>(number), launch.blocks,
-                  launch.threads, launch.overlap, launch.caller);
+      std::printf("%lld\t%u\t%u\t%d\t%lld\t%lld\t%lld\t%s\n", static_cast<long long>(number),
+                  launch.blocks, launch.threads, launch.overlap, static_cast<long long>(launch.own),
+                  static_cast<long long>(launch.asked), static_cast<long long>(launch.allowed),
+                  launch.caller);
       std::fflush(stdout);
     };
     // The norm's weight alone is nothing that the kernel ahead may write (see select_overlap).
@@ -128,7 +131,8 @@ int main(int argc, char** argv) {
                !option(argv[i], "--multiprocessors", &emulation::device.multiprocessors) &&
                !option(argv[i], "--blocks", &emulation::device.blocks_per_multiprocessor) &&
                !option(argv[i], "--major", &emulation::device.major) &&
-               !option(argv[i], "--shared", &emulation::device.shared_kib)) {
+               !option(argv[i], "--shared", &emulation::device.shared_kib) &&
+               !option(argv[i], "--granted", &emulation::device.granted_kib)) {
       files.push_back(argv[i]);
     }
   }

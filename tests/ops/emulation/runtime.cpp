@@ -9,6 +9,7 @@
 
 #include "block.h"
 #include "cuda_runtime.h"
+#include "own_shared.h"
 #include "random.h"
 
 namespace {
@@ -69,9 +70,10 @@ int spoil(dl_phdr_info* program, size_t, void*) {
   return 1;  // the program comes first, its libraries are left alone
 }
 
-bool shared_allowed(const void* kernel, size_t bytes) {
+// With what it declares itself.
+int64_t shared_allowed(const void* kernel) {
   const auto found = allowed.find(kernel);
-  return static_cast<int64_t>(bytes) <= (found == allowed.end() ? kSharedByDefault : found->second);
+  return found == allowed.end() ? kSharedByDefault : own_shared(kernel) + found->second;
 }
 
 // Every byte 0xff: a NaN in all floating-point types, -1 in integers.
@@ -85,7 +87,8 @@ void spoil_shared(size_t dynamic_bytes) {
 }  // namespace
 
 cudaError_t allow_shared(const void* kernel, int64_t bytes) {
-  if (bytes < 0 || bytes > device.shared_kib << 10) return cudaErrorInvalidValue;
+  if (bytes < 0 || own_shared(kernel) + bytes > device.shared_kib << 10)
+    return cudaErrorInvalidValue;
   allowed[kernel] = bytes;
   return cudaSuccess;
 }
@@ -93,8 +96,10 @@ cudaError_t allow_shared(const void* kernel, int64_t bytes) {
 cudaError_t launch(const char* caller, const void* kernel, const cudaLaunchConfig_t& config,
                    const std::function<void()>& thread) {
   const dim3 &grid = config.gridDim, &threads = config.blockDim;
+  const int64_t own = own_shared(kernel), asked = static_cast<int64_t>(config.dynamicSmemBytes);
   if (grid.y != 1 || grid.z != 1 || threads.y != 1 || threads.z != 1 || grid.x == 0 ||
-      threads.x == 0 || threads.x > 1024 || !shared_allowed(kernel, config.dynamicSmemBytes))
+      threads.x == 0 || threads.x > 1024 || own + asked > shared_allowed(kernel) ||
+      own + asked > device.granted_kib << 10)
     return cudaErrorInvalidConfiguration;
   bool overlap = false;
   for (unsigned a = 0; a < config.numAttrs; ++a) {
@@ -103,7 +108,7 @@ cudaError_t launch(const char* caller, const void* kernel, const cudaLaunchConfi
       return cudaErrorInvalidValue;
     overlap = config.attrs[a].val.programmaticStreamSerializationAllowed != 0;
   }
-  hooks.launched({caller, grid.x, threads.x, overlap});
+  hooks.launched({caller, grid.x, threads.x, overlap, own, asked, shared_allowed(kernel)});
 
   std::vector<unsigned> order(grid.x);
   for (unsigned b = 0; b < grid.x; ++b) {
