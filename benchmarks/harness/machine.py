@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -21,7 +22,7 @@ def setting(seed: int) -> dict[str, Any]:
     """Commit, device, versions, threads and seed: what a figure means nothing without."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("-dirty" if _changed() else ""),
+        "commit": commit(),
         "device": device_name(),
         "threads": torch.get_num_threads(),
         "versions": {
@@ -29,9 +30,16 @@ def setting(seed: int) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": version("transformers"),
+            **({"cuda": torch.version.cuda} if torch.cuda.is_available() else {}),
         },
         "seed": seed,
     }
+
+
+def commit() -> str:
+    """Of the code that is measured; STEERFAST_COMMIT says it where the sources came without their history."""
+    told = os.environ.get("STEERFAST_COMMIT")
+    return told or _git("rev-parse", "--short", "HEAD") + ("-dirty" if _changed() else "")
 
 
 def device_name() -> str:
