@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from harness import script
+from harness import decode_runners, script
 from harness.decode_runners import (
     MODES,
     SPREADS,
@@ -79,6 +79,7 @@ def measured(
     mode, batch, terms, spread = case
     plans = plans_for(bank(model, SEED), batch, terms, spread, arguments.operator, SEED)
     constant = arguments.operator == "add"
+    decode_runners.COMPILER = arguments.compiler
     variants = [name for name in arguments.variants if constant or name not in CONSTANT]
     times = step_times(model, batch, plans, mode, arguments.steps, variants)
     ratio = {

@@ -37,9 +37,12 @@ def setting(seed: int) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the code that is measured; STEERFAST_COMMIT says it where the sources came without their history."""
-    told = os.environ.get("STEERFAST_COMMIT")
-    return told or _git("rev-parse", "--short", "HEAD") + ("-dirty" if _changed() else "")
+    """What STEERFAST_COMMIT says, for a copy of the tree that has no history with it; else git; else "unknown"."""
+    said = os.environ.get("STEERFAST_COMMIT")
+    if said:
+        return said
+    found = _git("rev-parse", "--short", "HEAD")
+    return found + ("-dirty" if _changed() else "") if found else "unknown"
 
 
 def device_name() -> str:
