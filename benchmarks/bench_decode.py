@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from harness import decode_runners, script
+from harness import script
 from harness.decode_runners import (
     MODES,
     SPREADS,
@@ -42,7 +42,13 @@ QUICK_STEPS = 60
 
 @torch.inference_mode()
 def step_times(
-    model: Any, batch: int, plans: list[Any], mode: str, steps: int, variants: Sequence[str]
+    model: Any,
+    batch: int,
+    plans: list[Any],
+    mode: str,
+    steps: int,
+    variants: Sequence[str],
+    compiler: str,
 ) -> dict[str, list[float]]:
     """{variant: milliseconds of each step}. Step i of every variant comes before step i + 1 of any."""
     generator = torch.Generator().manual_seed(SEED)
@@ -59,7 +65,9 @@ def step_times(
         "without reads": {"plans": plans, "attached": True, "programs": 0},
         "hooks": {"plans": plans, "hooks": True},
     }
-    runners = {name: Runner(model, prompt, mode, **made[name]) for name in variants}
+    runners = {
+        name: Runner(model, prompt, mode, compiler=compiler, **made[name]) for name in variants
+    }
     check({name: one.step(following[0]).clone() for name, one in runners.items()})
     left = {name: iter(following) for name in runners}
     versions = {
@@ -79,9 +87,8 @@ def measured(
     mode, batch, terms, spread = case
     plans = plans_for(bank(model, SEED), batch, terms, spread, arguments.operator, SEED)
     constant = arguments.operator == "add"
-    decode_runners.COMPILER = arguments.compiler
     variants = [name for name in arguments.variants if constant or name not in CONSTANT]
-    times = step_times(model, batch, plans, mode, arguments.steps, variants)
+    times = step_times(model, batch, plans, mode, arguments.steps, variants, arguments.compiler)
     ratio = {
         "steered_over_stock": ("steered", "stock"),
         "steered_over_patched": ("steered", "patched"),
@@ -149,6 +156,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "--operator", choices=("add", "clamp"), default="add", help="clamp: reading terms"
     )
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--compiler", default="inductor", help="backend of torch.compile")
     parser.add_argument(
         "--layers", type=int, help="with --shape: of another depth than the shape's"
     )

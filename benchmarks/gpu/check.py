@@ -37,9 +37,10 @@ def run(stages: Sequence[Stage], keeping: Keeping, box: Box, dry: bool) -> bool:
         outcome = box.run(stage, dry, every=keeping.write)
         keeping.add(outcome)
         print(outcome.line(), flush=True)
+        if outcome.result == "failed":
+            print(box.tail(stage), flush=True)
         if stage.gate and outcome.result != "passed":
             keeping.note(f"Stopped: nothing after {stage.name} would mean anything.")
-            print(box.tail(stage), flush=True)
             break
     for stage in going.values():
         keeping.add(box.finish(stage))

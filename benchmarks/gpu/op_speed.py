@@ -6,6 +6,7 @@ distinct                 up to 256 plans, rows in runs of 64 where there are eno
 without reads            steered, in a table without room for reads: another kernel
 no overlap               steered, each kernel begun when the one before has ended, as behind a matrix product
 cold                     steered, over so many operands that each is read from memory; up to 256 rows
+triton                   steered, by the Triton kernel
 eager                    residual + x, a hook that adds, the norm: what the op replaces
 
 ``chain`` lines: the op between reads of other memory that take the table out of the cache, as the weights of a layer do in a
@@ -87,9 +88,13 @@ def steerings(width: int, rows: int) -> dict[str, Steering]:
     }
 
 
-def fused(given: Sequence[Operands], steering: Steering) -> Calls:
+def fused(
+    given: Sequence[Operands],
+    steering: Steering,
+    op: Callable[..., object] = ops.steer_add_rms_norm,
+) -> Calls:
     return [
-        lambda x=x, r=r, w=w: ops.steer_add_rms_norm(x, r, w, EPS, steering)  # type: ignore[misc]
+        lambda x=x, r=r, w=w: op(x, r, w, EPS, steering)  # type: ignore[misc]
         for x, r, w in given
     ]
 
@@ -134,6 +139,9 @@ def measured(width: int, rows: int, whole: bool, nodes: int) -> dict[str, Any]:
     if whole:
         versions["no overlap"] = without_overlap(versions["steered"])
         versions["eager"] = eager(given, width)
+        if not stand_in.DRY:  # whose interpreter does not run in a recorded graph
+            triton = stand_in.triton_library().steer_add_rms_norm
+            versions["triton"] = fused(given, steered["steered"], triton)
         if rows <= COLD_ROWS:
             wide = operands(width, rows, timing.sets_needed(each))
             versions["cold"] = fused(wide, steered["steered"])

@@ -18,7 +18,8 @@ import torch
 from gpu import stand_in
 from gpu.conformance import check_case, without_reads
 from gpu.graphs import captured
-from harness.machine import commit, device_name
+from harness.machine import commit, device_name, setting
+from harness.results import save
 from harness.shapes import random_model
 from steerfast import Plan, SteeringVector, Term, attach
 from steerfast.ops import backends
@@ -35,7 +36,7 @@ CLOCKS = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
 
 
 def versions() -> str:
-    """What is here. The GPU's settings are read, and left as they are."""
+    """What is here, saved as a line of its own. The GPU's settings are read, and left as they are."""
     names = ("torch", "triton", "transformers", "accelerate", "pytest", "numpy")
     found = [f"python {platform.python_version()}", f"commit {commit()}"]
     for name in names:
@@ -52,7 +53,9 @@ def versions() -> str:
         if shutil.which(command[0]):
             done = subprocess.run(command, capture_output=True, text=True, timeout=30)
             print(command[0], *done.stdout.split("\n")[-3:], done.stderr[-300:], flush=True)
-    print("built:", backends.build_info(), flush=True)
+    built = backends.build_info()
+    print("built:", built, flush=True)
+    save("gpu_check", [{"bench": "gpu check", "built": built, **setting(0)}])
     return device_name()
 
 

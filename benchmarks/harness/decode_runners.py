@@ -26,7 +26,6 @@ from steerfast.plans.vector import SteeringVector
 
 BANK = 64  # vectors that the plans share
 MODES = ("eager", "compiled", "graph", "compiled-graph")
-COMPILER = "inductor"  # of torch.compile
 SPREADS = ("same", "distinct", "zipf")
 
 
@@ -47,8 +46,9 @@ class Runner:
         attached: bool = False,
         hooks: bool = False,
         programs: int | None = None,
+        compiler: str = "inductor",
     ) -> None:
-        self.model, self.mode = twin(model), mode
+        self.model, self.mode, self._compiler = twin(model), mode, compiler
         self._open = ExitStack()
         self._loop: Any = None
         self._prompt = prompt
@@ -102,7 +102,7 @@ class Runner:
             # Every runner is a compilation of the same code: as many as there are, and none taken for one without its hooks.
             torch._dynamo.config.recompile_limit = 256
             torch._dynamo.config.skip_nnmodule_hook_guards = False
-            forward = torch.compile(forward, fullgraph=True, dynamic=False, backend=COMPILER)
+            forward = torch.compile(forward, fullgraph=True, dynamic=False, backend=self._compiler)
 
         def again(tokens: Tensor) -> Tensor:
             logits: Tensor = forward(
