@@ -59,7 +59,7 @@ class Box:
     seconds: float
     worth: float
     surroundings: Mapping[str, str]
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
     going: dict[str, _Going] = field(default_factory=dict)
 
     @property
