@@ -39,7 +39,7 @@ def run(stages: Sequence[Stage], keeping: Keeping, box: Box, dry: bool) -> bool:
         print(outcome.line(), flush=True)
         if outcome.result == "failed":
             print(box.tail(stage), flush=True)
-        if stage.gate and outcome.result != "passed":
+        if stage.gate and not outcome.fine:
             keeping.note(f"Stopped: nothing after {stage.name} would mean anything.")
             break
     for stage in going.values():

@@ -90,6 +90,13 @@ def test_nothing_comes_after_a_gate_that_fails(run):
     assert "nothing after gate would mean anything" in summary
 
 
+def test_a_gate_that_nobody_needs_is_open(run):
+    status, out = run(stage("gate", gate=True, unneeded="setup.py"), stage("after"))
+    assert status == 0
+    assert outcomes(out)["gate"]["said"] == "setup.py is there"
+    assert outcomes(out)["after"]["result"] == "passed"
+
+
 class Clock:
     """Stands at 0 until a file is there, and then far beyond every limit."""
 
