@@ -15,7 +15,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
 SERVING := .venv-vllm/bin
 
-.PHONY: setup setup-serving demo test test-serving lint bench bench-serving gpu-bundle clean
+.PHONY: setup setup-serving demo test test-serving lint bench bench-serving clean
 
 setup: .venv/.built
 
@@ -89,6 +89,7 @@ bench-serving: setup-serving
 	$(BIN)/python benchmarks/report.py --write
 
 # Built by the Python and the torch of such a machine, in .venv-gpu, for its GPU alone: STEERFAST_CUDA_ARCHS in gpu/bundle.py.
+.PHONY: gpu-bundle
 gpu-bundle: .venv-gpu/.installed
 	PYTHONPATH=.:benchmarks .venv-gpu/bin/python -m gpu.bundle
 
