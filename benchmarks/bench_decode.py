@@ -1,6 +1,7 @@
 """A decode step: stock transformers, forward hooks, patched and idle, patched and steered at every layer.
 
-``without reads``: steered, attached with ``programs=0``, so that the kernel that runs knows no reading terms.
+``without reads``: steered, attached with ``programs=0``, so that the kernel that runs knows no reading terms; ``room for
+reads``: attached with room for some, so that it does.
 
 For each mode (eager, compiled, captured as a CUDA graph, compiled and captured), batch size, number of vectors per plan, and spread of plans
 over the batch. On a CPU also the time of the op alone, steered and not, times the number of layers over the step's:
@@ -35,8 +36,16 @@ from steerfast.models.load import load_model
 
 SEED = 0
 PROMPT = 16
-VARIANTS = ("stock", "patched", "steered", "patched again", "hooks", "without reads")
-CONSTANT = ("hooks", "without reads")  # for plans of constants: --operator add
+VARIANTS = (
+    "stock",
+    "patched",
+    "steered",
+    "patched again",
+    "hooks",
+    "without reads",
+    "room for reads",
+)
+CONSTANT = ("hooks", "without reads", "room for reads")  # for plans of constants: --operator add
 QUICK_STEPS = 60
 
 
@@ -63,6 +72,7 @@ def step_times(
         "steered": {"plans": plans, "attached": True},
         "patched again": {"plans": nothing, "attached": True},
         "without reads": {"plans": plans, "attached": True, "programs": 0},
+        "room for reads": {"plans": plans, "attached": True, "programs": batch},
         "hooks": {"plans": plans, "hooks": True},
     }
     runners = {
@@ -96,6 +106,7 @@ def measured(
         "a_over_a": ("patched again", "patched"),
         "hooks_over_stock": ("hooks", "stock"),
         "without_reads_over_patched": ("without reads", "patched"),
+        "room_for_reads_over_patched": ("room for reads", "patched"),
     }
     line = {
         "bench": "decode",

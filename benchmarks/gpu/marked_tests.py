@@ -1,4 +1,7 @@
-"""The tests marked ``gpu``, of the files that have any: collecting all of them takes longer than running these."""
+"""The tests marked ``gpu``, of the files that have any: collecting all of them takes longer than running these.
+
+But for those of Triton, which are one kernel to compile after the other: ``gpu.conformance`` has them compiled side by side.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def main() -> None:
     if not chosen:
         print("so far: 0 passed, no test is marked gpu")
         return
-    options = ["-m", "gpu", "-v", "-p", "no:cacheprovider", *sys.argv[1:]]
+    options = ["-m", "gpu", "-k", "not triton", "-v", "-p", "no:cacheprovider", *sys.argv[1:]]
     command = [sys.executable, "-m", "pytest", *options, *map(str, chosen)]
     done = subprocess.run(command, env={**os.environ, "STEERFAST_DRY_RUN": "0"})
     sys.exit(0 if done.returncode == NOTHING else done.returncode)

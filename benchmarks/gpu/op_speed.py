@@ -1,6 +1,6 @@
 """The fused op on a GPU, next to a copy of as many bytes and to a kernel that does nothing: device time, in graphs.
 
-unsteered, steered       additive plans, in a table that has room for reads, as ``attach`` makes it by default
+unsteered, steered       additive plans, in a table that has room for reads
 distinct                 up to 256 plans, rows in runs of 64 where there are enough
 8 reads                  a plan that reads the stream
 without reads            steered, in a table without room for reads: another kernel

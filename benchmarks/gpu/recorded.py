@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -78,12 +79,11 @@ def capture(call: Callable[[], Any]) -> tuple[Recorded, Any]:
 @contextmanager
 def _capturing() -> Iterator[None]:
     """Code that asks whether a stream is being captured is told so, as it is on a GPU."""
-    before = torch.cuda.is_current_stream_capturing
-    torch.cuda.is_current_stream_capturing = lambda: True
-    try:
+    with (
+        patch.object(torch.cuda, "is_initialized", lambda: True),
+        patch.object(torch.cuda, "is_current_stream_capturing", lambda: True),
+    ):
         yield
-    finally:
-        torch.cuda.is_current_stream_capturing = before
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -142,7 +142,7 @@ def check(logits: dict[str, Tensor]) -> None:
     steered, stock = logits["steered"].double(), logits["stock"].double()
     moved = (steered - stock).norm()
     for name, found in logits.items():
-        wanted = steered if name in ("hooks", "without reads", "steered") else stock
+        wanted = stock if name in ("stock", "patched", "patched again") else steered
         off = (found.double() - wanted).norm() / moved
         assert off < 0.5, f"{name} is {float(off):.2f} of the way to the other kind of logits"
 

@@ -40,7 +40,7 @@ def decode() -> str:
     lines = newest("decode", "model", "dtype", "mode", "batch", "vectors", "operator", "plans", gpu=True)  # fmt: skip
     if not lines:
         return NOT_YET
-    variants = ("stock", "hooks", "patched", "steered", "without reads")
+    variants = ("stock", "hooks", "patched", "steered", "without reads", "room for reads")
     compared = ("steered_over_patched", "steered_over_stock", "hooks_over_stock", "a_over_a")
     rows = [
         (
