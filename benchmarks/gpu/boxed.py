@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 GRACE = 3.0  # seconds between asking a stage to end and ending it
 EVERY = 10.0  # seconds between two looks at what a stage has saved so far
 TOOLS = ("/usr/local/cuda/bin",)  # where a CUDA toolkit's programs are if not on PATH
-RESULTS = ("passed", "failed", "out of time", "not started", "skipped")
+BEGUN = "STEERFAST_STAGE_BEGUN"  # when, for programs that end by themselves before their time is up
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,12 @@ class Box:
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, **self.surroundings, **stage.environment},
+                env={
+                    **os.environ,
+                    **self.surroundings,
+                    **stage.environment,
+                    BEGUN: str(time.time()),
+                },
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -154,8 +154,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 4)))
     arguments = parser.parse_args()
     stand_in.need_a_device()
-    begin, few = time.time(), arguments.few
-    end = begin + arguments.seconds - MARGIN
+    few, end = arguments.few, stand_in.end_of(arguments.seconds) - MARGIN
     parts = 1 if few else arguments.processes
     total, compiled = len(checks(arguments.backend, few)), _compiled()
     context = multiprocessing.get_context("spawn")

@@ -56,7 +56,7 @@ def versions() -> str:
     built = backends.build_info()
     print("built:", built, flush=True)
     save("gpu_check", [{"bench": "gpu check", "built": built, **setting(0)}])
-    return device_name()
+    return f"{device_name()}, commit {commit()}"
 
 
 def kernels() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ import torch
 DRY = os.environ.get("STEERFAST_DRY_RUN") == "1"
 DEVICE = "cpu" if DRY else "cuda"
 EMULATED = Path(__file__).parents[2] / "tests" / "ops" / "emulated.py"
+
+
+def end_of(seconds: float) -> float:
+    """When a stage has to be over, by ``time.time()``: so long after it was begun, which was before this was imported."""
+    return float(os.environ.get("STEERFAST_STAGE_BEGUN", time.time())) + seconds
 
 
 def need_a_device() -> None:
