@@ -5,6 +5,7 @@
 # make test-serving    the tests with vLLM and Ray, in .venv-vllm
 # make bench           the benchmarks, saved to benchmarks/results, and the documents' tables made anew
 # make bench-serving   that of vLLM, in .venv-vllm
+# make gpu-bundle      build/gpu-bundle: what benchmarks/gpu_check.sh needs on a machine with a GPU, libraries included
 #
 # PYTHON chooses the interpreter that .venv is made from (3.10 or later).
 
@@ -110,6 +111,11 @@ bench-serving: setup-serving
 	$(SERVING)/python benchmarks/bench_serving.py --save
 	$(SERVING)/python benchmarks/bench_hostile.py --save
 	$(BIN)/python benchmarks/report.py --write
+
+# Built by the Python and the torch of such a machine, in .venv-gpu, for its GPU alone: STEERFAST_CUDA_ARCHS in gpu/bundle.py.
+.PHONY: gpu-bundle
+gpu-bundle: .venv-gpu/.installed
+	PYTHONPATH=.:benchmarks .venv-gpu/bin/python -m gpu.bundle
 
 clean:
 	rm -rf .venv .venv-vllm .venv-peers build steerfast/lib steerfast/_C.*.so *.egg-info

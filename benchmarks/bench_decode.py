@@ -1,6 +1,9 @@
 """A decode step: stock transformers, forward hooks, patched and idle, patched and steered at every layer.
 
-For each mode (eager, compiled, captured as a CUDA graph), batch size, number of vectors per plan, and spread of plans
+``without reads``: steered, attached with ``programs=0``, so that the kernel that runs knows no reading terms; ``room for
+reads``: attached with room for some, so that it does.
+
+For each mode (eager, compiled, captured as a CUDA graph, compiled and captured), batch size, number of vectors per plan, and spread of plans
 over the batch. On a CPU also the time of the op alone, steered and not, times the number of layers over the step's:
 ``steering_share``. Single steps alternate between the variants; intervals are a bootstrap over steps. A ratio counts
 as above 1 only if its whole interval does. ``again`` variants are A/A controls.
@@ -16,21 +19,45 @@ from typing import Any
 import torch
 
 from harness import script
-from harness.decode_runners import MODES, SPREADS, Runner, bank, op_times, plans_for
+from harness.decode_runners import (
+    MODES,
+    SPREADS,
+    Runner,
+    bank,
+    check,
+    op_times,
+    plans_for,
+)
 from harness.machine import setting
 from harness.shapes import DTYPES, SHAPES, random_model
-from harness.spreads import ratio_interval, summary
+from harness.spreads import ratio_interval, spread, summary
 from harness.timing import WARM, single_calls
 from steerfast.models.load import load_model
 
 SEED = 0
 PROMPT = 16
+VARIANTS = (
+    "stock",
+    "patched",
+    "steered",
+    "patched again",
+    "hooks",
+    "without reads",
+    "room for reads",
+)
+CONSTANT = ("hooks", "without reads", "room for reads")  # for plans of constants: --operator add
 QUICK_STEPS = 60
 
 
 @torch.inference_mode()
 def step_times(
-    model: Any, batch: int, plans: list[Any], mode: str, steps: int, hooks: bool
+    model: Any,
+    batch: int,
+    plans: list[Any],
+    mode: str,
+    steps: int,
+    variants: Sequence[str],
+    compiler: str,
 ) -> dict[str, list[float]]:
     """{variant: milliseconds of each step}. Step i of every variant comes before step i + 1 of any."""
     generator = torch.Generator().manual_seed(SEED)
@@ -39,14 +66,19 @@ def step_times(
     shape = steps + WARM, batch, 1
     following = torch.randint(vocabulary, shape, generator=generator).to(device)
     nothing: list[Any] = [None] * batch
-    runners = {
-        "stock": Runner(model, prompt, mode),
-        "patched": Runner(model, prompt, mode, plans=nothing, attached=True),
-        "steered": Runner(model, prompt, mode, plans=plans, attached=True),
-        "patched again": Runner(model, prompt, mode, plans=nothing, attached=True),
+    made: dict[str, dict[str, Any]] = {
+        "stock": {},
+        "patched": {"plans": nothing, "attached": True},
+        "steered": {"plans": plans, "attached": True},
+        "patched again": {"plans": nothing, "attached": True},
+        "without reads": {"plans": plans, "attached": True, "programs": 0},
+        "room for reads": {"plans": plans, "attached": True, "programs": batch},
+        "hooks": {"plans": plans, "hooks": True},
     }
-    if hooks and mode == "eager":
-        runners["hooks"] = Runner(model, prompt, mode, plans=plans, hooks=True)
+    runners = {
+        name: Runner(model, prompt, mode, compiler=compiler, **made[name]) for name in variants
+    }
+    check({name: one.step(following[0]).clone() for name, one in runners.items()})
     left = {name: iter(following) for name in runners}
     versions = {
         name: (lambda runner=runner, left=left[name]: runner.step(next(left)))
@@ -64,14 +96,17 @@ def measured(
     """The result line of one case."""
     mode, batch, terms, spread = case
     plans = plans_for(bank(model, SEED), batch, terms, spread, arguments.operator, SEED)
-    hooks = arguments.operator == "add"
-    times = step_times(model, batch, plans, mode, arguments.steps, hooks)
+    constant = arguments.operator == "add"
+    variants = [name for name in arguments.variants if constant or name not in CONSTANT]
+    times = step_times(model, batch, plans, mode, arguments.steps, variants, arguments.compiler)
     ratio = {
         "steered_over_stock": ("steered", "stock"),
         "steered_over_patched": ("steered", "patched"),
         "patched_over_stock": ("patched", "stock"),
         "a_over_a": ("patched again", "patched"),
         "hooks_over_stock": ("hooks", "stock"),
+        "without_reads_over_patched": ("without reads", "patched"),
+        "room_for_reads_over_patched": ("room for reads", "patched"),
     }
     line = {
         "bench": "decode",
@@ -88,11 +123,11 @@ def measured(
         "ratios": {
             key: ratio_interval(times[above], times[below])
             for key, (above, below) in ratio.items()
-            if above in times
+            if above in times and below in times
         },
         **setting(SEED),
     }
-    if model.device.type == "cpu":
+    if model.device.type == "cpu" and "patched" in times:
         line["op_us"] = us = op_times(model, batch, plans)
         extra = us["steered"]["median"] - us["unsteered"]["median"]
         step = 1e3 * line["ms"]["patched"]["median"]
@@ -102,13 +137,12 @@ def measured(
 
 
 def tell(line: dict[str, Any]) -> None:
-    steered, control = line["ratios"]["steered_over_patched"], line["ratios"]["a_over_a"]
-    stock, ms = line["ratios"]["steered_over_stock"], line["ms"]
+    ms = line["ms"]
+    ratios = ", ".join(f"{name} {spread(ratio, 3)}" for name, ratio in line["ratios"].items())
     print(
         f"{line['mode']:>8} batch {line['batch']:>3}, {line['vectors']} x {line['operator']}, {line['distinct']:>3} plans: "
         + ", ".join(f"{name} {time['median']:.2f}" for name, time in ms.items())
-        + f" ms; steered/patched {steered['ratio']:.3f} [{steered['low']:.3f}, {steered['high']:.3f}]"
-        f" (A/A {control['ratio']:.3f}), steered/stock {stock['ratio']:.3f} [{stock['low']:.3f}, {stock['high']:.3f}]"
+        + f" ms; {ratios}"
         + (f", steering is {line['steering_share']:.2%} of a step" if "op_us" in line else ""),
         file=sys.stderr,
     )
@@ -133,12 +167,21 @@ def main(given: Sequence[str] | None = None) -> None:
         "--operator", choices=("add", "clamp"), default="add", help="clamp: reading terms"
     )
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--compiler", default="inductor", help="backend of torch.compile")
+    parser.add_argument(
+        "--layers", type=int, help="with --shape: of another depth than the shape's"
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="default: all"
+    )
     arguments = parser.parse_args(given)
     if arguments.quick:
         arguments.steps, arguments.batch = QUICK_STEPS, arguments.batch[-1:]
     if arguments.shape:
         dtype = DTYPES[arguments.dtype or "bfloat16"]
-        model, name = random_model(arguments.shape, dtype), f"{arguments.shape} shape, random"
+        model = random_model(arguments.shape, dtype, arguments.layers)
+        depth = "" if arguments.layers is None else f", {arguments.layers} layers"
+        name = f"{arguments.shape} shape{depth}, random"
     else:
         chosen = DTYPES[arguments.dtype] if arguments.dtype else None
         model, _, name = load_model(arguments.model, dtype=chosen)

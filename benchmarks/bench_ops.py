@@ -10,13 +10,14 @@ distinct    steer_add_rms_norm, rows in runs of 64 (N > 256) or one by one over 
 plain       add_rms_norm, which takes no steering arguments
 
 On a GPU: device time by graph replay over rotating inputs, per backend, with the bytes that the op must
-move as a share of a copy's bandwidth. On a CPU: wall time.
+move as a share of a copy's bandwidth, and where the operands lie (``operands``: in cache or in memory). On a CPU: wall time.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -24,7 +25,6 @@ import torch
 
 import gpu.timing
 from harness import script
-from harness.machine import setting
 from harness.op_runners import compiled, versions
 from harness.shapes import DTYPES
 from harness.spreads import ratio_of, summary
@@ -40,9 +40,8 @@ KINDS = ("bfloat16", "float32")
 Case = tuple[str, str, int, int]  # form, dtype, D, N
 
 
-def measure(cases: list[Case], rounds: int, also_compiled: list[Case]) -> list[dict[str, Any]]:
-    """One result line per case: microseconds, and the ratios that bars are set on."""
-    lines = []
+def measure(cases: list[Case], rounds: int, also_compiled: list[Case]) -> Iterator[dict[str, Any]]:
+    """One result line per case, as it is measured: microseconds, and the ratios that bars are set on."""
     on_gpu = torch.cuda.is_available()
     bandwidth = gpu.timing.copy_bandwidth() if on_gpu else None
     floor = gpu.timing.launch_floor() if on_gpu else None
@@ -64,18 +63,23 @@ def measure(cases: list[Case], rounds: int, also_compiled: list[Case]) -> list[d
             moved = 4 * rows * width * DTYPES[dtype].itemsize
             share = moved / (us["steered"]["median"] * 1e-6) / bandwidth
             line |= {"bytes": moved, "of_copy": share, "copy": bandwidth, "launch_us": floor}
-        lines.append(line)
+            line["operands"] = gpu.timing.where(_sets(width, rows, DTYPES[dtype]) * moved)
         shown = "  ".join(f"{name} {time['median']:.1f}" for name, time in us.items())
         print(f"{form:>9} {dtype} D={width} N={rows:<5} us: {shown}", file=sys.stderr)
-    return lines
+        yield line
 
 
 def _on_gpu(form: str, dtype: torch.dtype, width: int, rows: int, rounds: int) -> Series:
-    sets = gpu.timing.sets_needed(2 * rows * width * dtype.itemsize)
-    found = [versions(form, dtype, width, rows, "cuda", seed) for seed in range(min(sets, 8))]
+    seeds = range(_sets(width, rows, dtype))
+    found = [versions(form, dtype, width, rows, "cuda", seed) for seed in seeds]
     return gpu.timing.in_turn(
         {name: [one[name] for one in found] for name in found[0]}, rounds=rounds
     )
+
+
+def _sets(width: int, rows: int, dtype: torch.dtype) -> int:
+    """How many operands rotate. Those of few rows all lie in the cache, as a layer's do in a model: the line says so."""
+    return min(8, gpu.timing.sets_needed(2 * rows * width * dtype.itemsize))
 
 
 def ratios(times: Series) -> dict[str, dict[str, float]]:
@@ -126,11 +130,10 @@ def main(given: Sequence[str] | None = None) -> None:
         for n in (rows if on_gpu or (t, d) == ("bfloat16", WIDE) else FEWER_ROWS[d])
     ]
     cases, rounds = (quick, 11) if arguments.quick else (full, 7)
-    lines = measure(cases, rounds, [] if arguments.quick or on_gpu else quick)
+    found = measure(cases, rounds, [] if arguments.quick or on_gpu else quick)
     if not on_gpu:
-        lines += [collapsed(n, 25) for n in (1, 64)]
-    lines = [{**line, **setting(SEED)} for line in lines]
-    script.keep(arguments, lines)
+        found = itertools.chain(found, (collapsed(n, 25) for n in (1, 64)))
+    lines = script.kept(arguments, found, SEED)
     script.say(arguments, **_bars(lines))
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +146,21 @@ def timed(
     return lines
 
 
-def inside(environment: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All result lines of one environment, in this process."""
+def inside(environment: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The result lines of one environment, in this process, as they are measured."""
+    for line in _inside(environment, arguments):
+        yield {**line, "environment": environment, **setting(SEED)}
+
+
+def _inside(environment: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     quick, shape = arguments.quick, arguments.shape
     peers = peers_in(environment)
-    lines = facts(environment, peers, quick)
+    yield from facts(environment, peers, quick)
     thin, batches = random_model("thin", torch.bfloat16), BATCHES[:2] if quick else BATCHES
     for batch in (batches[0], batches[-1]):
         steps = THIN_STEPS // (4 if quick else 1)
         for operation in OPERATIONS[:1] if quick else OPERATIONS:
-            lines += timed("thin 7B", thin, tiny_tokenizer(), peers, 5, batch, steps, operation)
+            yield from timed("thin 7B", thin, tiny_tokenizer(), peers, 5, batch, steps, operation)
     if shape:
         model, tokenizer, name = random_model(shape, torch.bfloat16), tiny_tokenizer(), shape
     elif quick:
@@ -164,9 +169,7 @@ def inside(environment: str, arguments: argparse.Namespace) -> list[dict[str, An
         model, tokenizer, name = load_model(arguments.model)
     for layers in COUNTS:
         for batch in batches:
-            lines += timed(name, model, tokenizer, peers, layers, batch, STEPS[batch])
-    about = {"environment": environment, **setting(SEED)}
-    return [{**line, **about} for line in lines]
+            yield from timed(name, model, tokenizer, peers, layers, batch, STEPS[batch])
 
 
 def fastest(lines: list[dict[str, Any]]) -> dict[str, str]:
@@ -226,19 +229,23 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", choices=SHAPES, help="a random Llama instead of the model")
     arguments = parser.parse_args(given)
     if arguments.inside:
-        environments.hand_back(arguments, inside(arguments.inside, arguments))
+        environments.hand_back(arguments, list(inside(arguments.inside, arguments)))
         return
     chosen = arguments.environments
     if chosen is None:
         chosen = environments.made() if arguments.quick else list(environments.NAMES)
-    lines = [] if chosen else inside("none", arguments)
+    lines = []
+    for line in () if chosen else inside("none", arguments):
+        lines.append(line)
+        script.keep(arguments, lines[-1:])
     for environment in sorted(chosen, key=lambda name: name != "main"):
         passed = ["--quick"] * arguments.quick
         for option in ("shape", "model"):
             value = getattr(arguments, option)
             passed += [f"--{option}", value] if value else []
-        lines += environments.lines_of(environment, Path(__file__), passed)
-    script.keep(arguments, lines)
+        found = environments.lines_of(environment, Path(__file__), passed)
+        script.keep(arguments, found)
+        lines += found
     script.say(arguments, fastest=overall(lines), fastest_by_row=fastest(lines), rows=rows(lines))
 
 

@@ -23,7 +23,6 @@ from torch import Tensor
 
 import gpu.timing
 from harness import op_forms, script
-from harness.machine import setting
 from harness.shapes import DTYPES
 from harness.spreads import ratio_of, summary
 from harness.timing import Series, in_turn, interleave
@@ -34,6 +33,7 @@ SEED, ROUNDS = 0, 7
 EPS = 1e-5
 WIDTH = 4096
 ROWS = (1, 16, 64, 512, 4096)
+GPU_ROWS = (*ROWS, 16384)  # at 4096 much of it is still in a GPU's cache
 KINDS = ("bfloat16", "float32")
 MEMORY_BYTES = 256 << 20  # a copy of this much is in no cache
 
@@ -102,16 +102,6 @@ def bytes_of(shape: Shape, form: str, given: Operands) -> int:
     return shape.streams * rows * width * size + shape.weight * width * size + steered + directions
 
 
-def copies(count: int, device: str, sets: int = 1) -> list[Callable[[], object]]:
-    """Copies that read and write ``count`` bytes together."""
-    made = []
-    for _ in range(sets):
-        source = torch.zeros(max(count // 8, 1), device=device)  # float32: 4 read and 4 written
-        target = torch.empty_like(source)
-        made.append(lambda source=source, target=target: target.copy_(source))
-    return made
-
-
 def series(versions: dict[str, list[Callable[[], object]]], rounds: int, on_gpu: bool) -> Series:
     if on_gpu:
         return gpu.timing.in_turn(versions, rounds=rounds)
@@ -131,11 +121,11 @@ def measured(
     each = [given] + [operands(form, DTYPES[dtype], rows, device) for _ in range(sets - 1)]
     calls = [call(shape.op, one) for one in each]
     nothing = call(shape.op, operands(form, DTYPES[dtype], 0, device))
-    launch = [lambda: torch.cuda._sleep(0)] * 64 if on_gpu else [nothing]
+    launch = [gpu.timing.nothing()] if on_gpu else [nothing]
     versions = {
         "op": calls,
         "op again": calls,
-        "copy": copies(count, device, sets),
+        "copy": gpu.timing.copies(count, device, sets),
         "launch": launch,
     }
     times = series(versions, rounds, on_gpu)
@@ -170,7 +160,7 @@ def memory_bandwidth() -> float:
     """Bytes per second, read and written, of a copy that no cache holds."""
     if torch.cuda.is_available():
         return gpu.timing.copy_bandwidth()
-    us = interleave({"copy": copies(MEMORY_BYTES, "cpu")[0]}, rounds=7)["copy"]
+    us = interleave({"copy": gpu.timing.copies(MEMORY_BYTES, "cpu")[0]}, rounds=7)["copy"]
     return MEMORY_BYTES / (1e-6 * us["median"])
 
 
@@ -178,9 +168,10 @@ def cases(quick: bool) -> list[tuple[Shape, str, str, int]]:
     fused = SHAPES[1]
     if quick:
         return [(fused, form, "bfloat16", n) for form in FORMS for n in (1, 64, 4096)]
-    plain = [(SHAPES[0], "unsteered", "bfloat16", n) for n in ROWS]
-    whole = [(fused, form, dtype, n) for dtype in KINDS for form in FORMS for n in ROWS]
-    others = [(shape, "constant", "bfloat16", n) for shape in SHAPES[2:] for n in ROWS]
+    rows = GPU_ROWS if torch.cuda.is_available() else ROWS
+    plain = [(SHAPES[0], "unsteered", "bfloat16", n) for n in rows]
+    whole = [(fused, form, dtype, n) for dtype in KINDS for form in FORMS for n in rows]
+    others = [(shape, "constant", "bfloat16", n) for shape in SHAPES[2:] for n in rows]
     return plain + whole + others
 
 
@@ -189,13 +180,12 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     with torch.inference_mode():
         memory = memory_bandwidth()
-        lines = [measured(*case, ROUNDS, memory) for case in cases(arguments.quick)]
-    lines = [{**line, **setting(SEED)} for line in lines]
+        found = (measured(*case, ROUNDS, memory) for case in cases(arguments.quick))
+        lines = script.kept(arguments, found, SEED)
     over = {
         f"{line['op']}, {line['form']}, {line['dtype']}, N{line['N']}": line["over_floor"]
         for line in lines
     }
-    script.keep(arguments, lines)
     script.say(arguments, over_floor=over, memory=memory)
 
 

@@ -16,7 +16,7 @@ every rank keeps the whole stream, so the op costs each what it costs one, while
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +25,9 @@ import bench_roofline
 import gpu.timing
 from harness import op_forms, script
 from harness.decode_runners import Runner
-from harness.machine import setting
 from harness.shapes import random_model
 from harness.spreads import ratio_of, summary
-from harness.timing import Series, in_turn, single_calls
+from harness.timing import in_turn, single_calls
 from steerfast import Plan, SteeringVector, Term, ops
 from tables import cost_model
 
@@ -149,36 +148,40 @@ def series_line(bench: str, quantity: str, times: dict[str, list[float]]) -> dic
     return line
 
 
-@torch.inference_mode()
-def op_lines(quick: bool, device: str) -> tuple[list[dict[str, Any]], dict[str, Series]]:
-    """Result lines of the op's series, and their times."""
-    lines, found = [], {}
+def op_lines(
+    quick: bool, device: str, found: dict[str, dict[str, list[float]]]
+) -> Iterator[dict[str, Any]]:
+    """Result lines of the op's series, whose times go to ``found``."""
     for quantity, points in op_series(quick, device).items():
         versions = {str(value): function for value, function in points.items()}
         last = next(reversed(versions))
         versions[f"{last} again"] = versions[last]
-        if device == "cuda":
-            times = gpu.timing.in_turn({name: [one] * 8 for name, one in versions.items()})
-        else:
-            times = in_turn(versions, rounds=9, round_seconds=0.03)
+        with torch.inference_mode():
+            if device == "cuda":
+                times = gpu.timing.in_turn({name: [one] for name, one in versions.items()})
+            else:
+                times = in_turn(versions, rounds=9, round_seconds=0.03)
         found[quantity] = times
-        lines.append(series_line("scale op", quantity, times))
-    return lines, found
+        yield series_line("scale op", quantity, times)
+
+
+def lines_of(quick: bool, device: str) -> Iterator[dict[str, Any]]:
+    """All result lines, as they are measured."""
+    times: dict[str, dict[str, list[float]]] = {}
+    yield from op_lines(quick, device, times)
+    for quantity, points in step_series(quick).items():
+        yield series_line("scale step", quantity, points)
+    if not quick:
+        memory = bench_roofline.memory_bandwidth()
+        yield cost_model.line(times, (BATCH, WIDTH), DTYPE.itemsize, memory)
 
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = script.parser(__doc__, "scale", quick="rows, vectors, layers steered")
     arguments = parser.parse_args(given)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    lines, times = op_lines(arguments.quick, device)
-    for quantity, points in step_series(arguments.quick).items():
-        lines.append(series_line("scale step", quantity, points))
-    if not arguments.quick:
-        memory = bench_roofline.memory_bandwidth()
-        lines.append(cost_model.line(times, (BATCH, WIDTH), DTYPE.itemsize, memory))
-    lines = [{**line, **setting(SEED)} for line in lines]
+    lines = script.kept(arguments, lines_of(arguments.quick, device), SEED)
     fits = {line["quantity"]: line["fit"] for line in lines if "fit" in line}
-    script.keep(arguments, lines)
     script.say(arguments, fits=fits)
 
 

@@ -21,7 +21,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -120,8 +120,8 @@ def compared(
 
 def measured(
     model: Any, sets: dict[str, tuple[list[Plan], list[list[int]]]], rounds: int, looped: int
-) -> tuple[Times, Compared]:
-    """The times of every behaviour, and all its answers compared."""
+) -> Iterator[tuple[Times, Compared]]:
+    """The times of every behaviour so far, and all its answers compared, after each behaviour."""
     times: Times = {}
     found = []
     rng = random.Random(SEED)
@@ -137,8 +137,8 @@ def measured(
         exact = sweep(model, few, prompts, lambda head: LastLogits(head))
         tie = TIE[model.dtype]
         found.append(compared(cells, results["paper"], results["forked"], exact, tie))
-    *counts, gaps = zip(*found, strict=True)
-    return times, Compared(*map(sum, counts), max(gaps))
+        *counts, gaps = zip(*found, strict=True)
+        yield times, Compared(*map(sum, counts), max(gaps))
 
 
 def speedup(times: Times, slow: str, fast: str) -> dict[str, float]:
@@ -201,8 +201,7 @@ def main(given: Sequence[str] | None = None) -> None:
         arguments.prompts, arguments.cells = min(arguments.prompts, 2), min(arguments.cells, 16)
     rng = random.Random(SEED)
     sets = {name: asked_for(name, arguments, model, tokenizer, rng) for name in names}
-    times, answers = measured(model, sets, arguments.rounds, arguments.cells)
-    line = {
+    about = {
         "bench": "sweep",
         "model": label,
         "dtype": arguments.dtype,
@@ -210,6 +209,22 @@ def main(given: Sequence[str] | None = None) -> None:
         "tokens": {name: sum(map(len, ids)) / len(ids) for name, (_, ids) in sets.items()},
         "plans": len(next(iter(sets.values()))[0]),
         "rounds": arguments.rounds,
+    }
+    # A line after each behaviour, over all so far: the last counts, and where a machine is taken away the last that there is.
+    for times, answers in measured(model, sets, arguments.rounds, arguments.cells):
+        line = {**about, **figures(times, answers), **setting(SEED)}
+        script.keep(arguments, [line])
+    tell(line)
+    ratios = ("speedup", "speedup_over_forward", "batching", "forking")
+    script.say(
+        arguments,
+        **{name: line[name]["ratio"] for name in ratios},
+        **{name: line[name] for name in ("answers_equal", *Compared._fields)},
+    )
+
+
+def figures(times: Times, answers: Compared) -> dict[str, Any]:
+    return {
         "ms_per_cell": {
             name: {version: statistics.median(each) for version, each in here.items()}
             for name, here in times.items()
@@ -221,16 +236,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "a_over_a": speedup(times, "forked again", "forked"),
         "answers_equal": answers.unequal == 0,
         **answers._asdict(),
-        **setting(SEED),
     }
-    tell(line)
-    script.keep(arguments, [line])
-    ratios = ("speedup", "speedup_over_forward", "batching", "forking")
-    script.say(
-        arguments,
-        **{name: line[name]["ratio"] for name in ratios},
-        **{name: line[name] for name in ("answers_equal", *Compared._fields)},
-    )
 
 
 def tell(line: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Tables and plots from ``results/*.jsonl``: ``python benchmarks/report.py --write``.
 
-docs/benchmarks.md holds every table between markers, ``<!-- results:NAME -->``, and README.md one small one, ``speed``; plots
-are written to docs/benchmarks/. A test fails where a document and the results differ. ``--compare A B`` shows what moved between the
-results of two commits.
+docs/benchmarks.md holds every table between markers, ``<!-- results:NAME -->``, and README.md two small ones, ``speed`` and
+``backends``; plots are written to docs/benchmarks/. A test fails where a document and the results differ. ``--compare A B`` shows
+what moved between the results of two commits. ``--import OUT`` takes in what ``gpu_check.sh`` left in a folder, and writes.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness import regression
-from tables import charts, cost, ops, peers, searches, speed, steps
+from harness import brought_back, regression
+from tables import backends, charts, cost, gpu_runs, ops, peers, searches, speed, steps
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 TABLES: dict[str, Callable[[], str]] = {
     "speed": speed.speed,
+    "backends": backends.backends,
     "peers": peers.peers,
     "agreement": peers.agreement,
     "defects": peers.defects,
@@ -36,6 +37,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "extract": searches.extract,
     "sweep": searches.sweep,
     "serving": steps.serving,
+    "gpu-stages": gpu_runs.stages,
+    "gpu-decode": gpu_runs.decode,
+    "gpu-ops": gpu_runs.ops,
+    "gpu-chain": gpu_runs.chain,
 }
 
 
@@ -61,10 +66,17 @@ def main(given: Sequence[str] | None = None) -> None:
         "--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="results of two commits"
     )
     parser.add_argument("--times", action="store_true", help="with --compare: not only ratios")
+    parser.add_argument(
+        "--import", dest="out", type=Path, help="a folder of gpu_check.sh; implies --write"
+    )
     arguments = parser.parse_args(given)
     if arguments.compare:
         print(regression.view(regression.compare(*arguments.compare, times=arguments.times)))
         return
+    if arguments.out is not None:
+        for name, count in brought_back.merge(arguments.out).items():
+            print(f"{name}.jsonl: {count} lines")
+        arguments.write = True
     for path in DOCUMENTS:
         text = filled(path.read_text(encoding="utf-8"))
         if arguments.write:

@@ -1,5 +1,7 @@
-"""For GPUs: device time (``timing``), the conformance suite on a device (``conformance``), and without one what the
-compilers say: registers (``cuda_registers``, ``triton_registers``) and the launch table (``tune_triton``).
+"""For GPUs. A run within a deadline (``check``): its ``stages``, each ``boxed``, what is kept of it (``keeping``), what is taken along
+(``bundle``), and what stages run: ``smoke``, ``conformance``, ``op_speed``, ``exact_calls``, ``triton_ahead``, ``marked_tests``. Device
+time (``timing``) in ``graphs``, which are ``recorded`` where there is no GPU (``stand_in``). And without one what the compilers say:
+registers (``cuda_registers``, ``triton_registers``) and the launch table (``tune_triton``).
 
 Run them in the folder above: ``cd benchmarks && python -m gpu.tune_triton``.
 """

@@ -1,4 +1,4 @@
-"""Ways of decoding one token for every row of a batch: stock, forward hooks, patched, steered; eager, compiled, captured.
+"""Ways of decoding one token for every row of a batch: stock, forward hooks, patched, steered; eager, compiled, captured, both.
 
 All share one set of weights. ``Runner.step`` is what a decoding loop does between two samplings.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpu.graphs import captured
 from harness.timing import interleave
 from steerfast.experiments.decode_speed import twin
 from steerfast.models import attach, find_decoder
@@ -24,14 +25,15 @@ from steerfast.plans.term import Term
 from steerfast.plans.vector import SteeringVector
 
 BANK = 64  # vectors that the plans share
-MODES = ("eager", "compiled", "graph")
+MODES = ("eager", "compiled", "graph", "compiled-graph")
 SPREADS = ("same", "distinct", "zipf")
 
 
 class Runner:
     """One way of decoding. prompt: [B, P]; room: how many tokens follow, in eager mode.
 
-    With ``compiled`` and ``graph`` every step decodes the same position of a static cache.
+    But for ``eager`` every step decodes the same position of a static cache: compiled, as one CUDA graph, or both. programs:
+    as ``attach`` takes it; 0: no plan reads the stream, and a kernel runs that could not.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class Runner:
         plans: list[Plan | None] | None = None,
         attached: bool = False,
         hooks: bool = False,
+        programs: int | None = None,
+        compiler: str = "inductor",
     ) -> None:
-        self.model, self.mode = twin(model), mode
+        self.model, self.mode, self._compiler = twin(model), mode, compiler
         self._open = ExitStack()
         self._loop: Any = None
         self._prompt = prompt
@@ -52,15 +56,15 @@ class Runner:
             assert plans is not None
             _hook_every_layer(self.model, plans)
         elif attached:
-            handle = attach(self.model, slots=max(64, 2 * len(prompt)))
+            room = {} if programs is None else {"programs": programs}
+            handle = attach(self.model, slots=max(64, 2 * len(prompt)), **room)
             self._open.enter_context(handle.use(plans))
             self._loop = self._open.enter_context(handle.generating(prompt))
         self._run = self._prepared()
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits of the token behind ``tokens`` [B, 1]."""
-        if self._loop is not None:
-            self._loop.step(1, self._seen)
+        self._route(1, self._seen)
         logits = self._run(tokens)
         if self.mode == "eager":
             self._seen += 1
@@ -80,9 +84,13 @@ class Runner:
             if eager
             else StaticCache(config=config, max_cache_len=_rounded(length + 1))
         )
-        if self._loop is not None:
-            self._loop.step(length)
-        self.model(self._prompt, past_key_values=cache, use_cache=True)
+        # Said even though nothing is padded: of a static cache only what has been written may be attended to, and a model that
+        # is asked without a mask leaves that out when it is not being captured, and puts it in when it is.
+        mask = torch.ones(batch, length + 1, dtype=torch.int64, device=device)
+        self._route(length)
+        self.model(
+            self._prompt, attention_mask=mask[:, :length], past_key_values=cache, use_cache=True
+        )
         self._seen = length
         if eager:
             return lambda tokens: self.model(tokens, past_key_values=cache, use_cache=True).logits
@@ -90,34 +98,27 @@ class Runner:
         at = torch.full((batch, 1), length, device=device)
         lengths = [layer.cumulative_length for layer in cache.layers]
         forward = self.model.forward
-        if self.mode == "compiled":
-            forward = torch.compile(forward, fullgraph=True, dynamic=False)
+        if self.mode.startswith("compiled"):
+            # Every runner is a compilation of the same code: as many as there are, and none taken for one without its hooks.
+            torch._dynamo.config.recompile_limit = 256
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
+            forward = torch.compile(forward, fullgraph=True, dynamic=False, backend=self._compiler)
 
         def again(tokens: Tensor) -> Tensor:
-            logits: Tensor = forward(tokens, past_key_values=cache, position_ids=at).logits
+            logits: Tensor = forward(
+                tokens, attention_mask=mask, past_key_values=cache, position_ids=at
+            ).logits
             torch._foreach_sub_(lengths, 1)
             return logits
 
-        return self._captured(again, batch, device) if self.mode == "graph" else again
+        return self._captured(again) if self.mode.endswith("graph") else again
 
-    def _captured(
-        self, again: Callable[[Tensor], Tensor], batch: int, device: torch.device
-    ) -> Callable[[Tensor], Tensor]:
-        """The step as one CUDA graph."""
-        held = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                if self._loop is not None:
-                    self._loop.step(1, self._seen)
-                again(held)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        if self._loop is not None:
-            self._loop.step(1, self._seen)
-        with torch.cuda.graph(graph):
-            logits = again(held)
+    def _captured(self, again: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The step as one graph."""
+        held = torch.zeros_like(self._prompt[:, :1])
+        graph, logits = captured(
+            lambda: again(held), before=lambda: self._route(1, self._seen), warm=3
+        )
 
         def replay(tokens: Tensor) -> Tensor:
             held.copy_(tokens)
@@ -125,6 +126,25 @@ class Runner:
             return logits
 
         return replay
+
+    def _route(self, length: int, seen: int | None = None) -> None:
+        if self._loop is not None:
+            self._loop.step(length, seen)
+
+
+def check(logits: dict[str, Tensor]) -> None:
+    """What is compared does the same: all that steer one thing, all that do not another. AssertionError where a capture or a
+    compiler has lost the steering, whose time would be that of nothing.
+
+    logits: of the first step, by variant. Far apart is judged by how far steering takes them; dtypes round before that."""
+    if "steered" not in logits or "stock" not in logits:
+        return
+    steered, stock = logits["steered"].double(), logits["stock"].double()
+    moved = (steered - stock).norm()
+    for name, found in logits.items():
+        wanted = stock if name in ("stock", "patched", "patched again") else steered
+        off = (found.double() - wanted).norm() / moved
+        assert off < 0.5, f"{name} is {float(off):.2f} of the way to the other kind of logits"
 
 
 def _rounded(length: int) -> int:

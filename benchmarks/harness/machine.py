@@ -30,6 +30,7 @@ def setting(seed: int) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": version("transformers"),
+            **({"cuda": torch.version.cuda} if torch.cuda.is_available() else {}),
         },
         "seed": seed,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -48,10 +49,33 @@ def operands(
 
 def steering(plans: tuple[Plan, ...], width: int, slots: Tensor, device: str) -> Steering:
     """The plans in a table; row n in the slot of plan ``slots[n]``, -1 for none."""
+    return _rows_of(*_in_a_table(plans, width, device), slots)
+
+
+def shared_steering(
+    form: str, width: int, slots: Tensor, device: str, *, plans: int = 1
+) -> Steering:
+    """So many plans of a form, in a table that is made once: what differs from call to call is who is in which slot."""
+    return _rows_of(*_shared_table(form, width, plans, device), slots)
+
+
+@lru_cache(maxsize=4)
+def _shared_table(form: str, width: int, plans: int, device: str) -> tuple[Table, Tensor]:
+    made = FORMS[form](width, torch.float32, device, slots=plans).plans
+    return _in_a_table(made, width, device)
+
+
+def _in_a_table(plans: tuple[Plan, ...], width: int, device: str) -> tuple[Table, Tensor]:
+    """The table, and the slot of each plan; last of all -1."""
     table = Table(1, width, slots=len(plans), bank_rows=17 * len(plans), device=device)
-    held = torch.tensor([table.acquire(plan).slots[0] for plan in plans] + [-1], dtype=torch.int32)
-    row_slot = held[slots].to(device)
-    gain = torch.ones(len(slots), device=device)
+    return table, torch.tensor(
+        [table.acquire(plan).slots[0] for plan in plans] + [-1], dtype=torch.int32
+    )
+
+
+def _rows_of(table: Table, held: Tensor, slots: Tensor) -> Steering:
+    device = table.device
+    row_slot, gain = held[slots].to(device), torch.ones(len(slots), device=device)
     return Steering(row_slot, gain, table.records[SITE], table.reads, table.bank)
 
 

@@ -36,7 +36,8 @@ def versions(
     norm = LlamaRMSNorm(width, eps=EPS).to(device, dtype)
     weight = norm.weight.detach().copy_(1.0 + 0.1 * normal(width)).to(dtype)
     form = op_forms.FORMS[form_name](width, dtype, device)
-    steering = op_forms.steering(form.plans, width, torch.zeros(rows, dtype=torch.long), device)
+    first = torch.zeros(rows, dtype=torch.long)
+    steering = op_forms.shared_steering(form_name, width, first, device)
     idle = steering._replace(row_slot=torch.full_like(steering.row_slot, -1))
 
     def hooked(steer: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Any]:
@@ -65,8 +66,9 @@ def versions(
     }
     if rows > 1:
         places = torch.arange(rows) // (RUN if rows > DISTINCT else 1) % DISTINCT
-        many = op_forms.FORMS[form_name](width, dtype, device, slots=int(places.max()) + 1)
-        found["distinct"] = fused(op_forms.steering(many.plans, width, places, device))
+        many = int(places.max()) + 1
+        distinct = op_forms.shared_steering(form_name, width, places, device, plans=many)
+        found["distinct"] = fused(distinct)
     if device != "cpu":
         found["triton unsteered"] = fused(idle, triton_ops.steer_add_rms_norm)
         found["triton steered"] = fused(steering, triton_ops.steer_add_rms_norm)

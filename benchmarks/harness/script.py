@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from typing import Any
 
-from harness.machine import device_name
+from harness.machine import device_name, setting
 from harness.results import Line, save
 
 
@@ -24,6 +25,15 @@ def keep(arguments: argparse.Namespace, lines: list[Line]) -> None:
     """Appends result lines where ``--save`` asks for it."""
     if arguments.save:
         save(arguments.results, lines)
+
+
+def kept(arguments: argparse.Namespace, lines: Iterable[Line], seed: int) -> list[Line]:
+    """All lines, with the setting; each saved as soon as it is there: a script may be stopped at any moment."""
+    found = []
+    for line in lines:
+        found.append({**line, **setting(seed)})
+        keep(arguments, found[-1:])
+    return found
 
 
 def say(arguments: argparse.Namespace, **said: Any) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from io import StringIO
 from typing import Any
 
-from harness.results import RESULTS, Line, newest
+from harness.results import COMMITTED, Line, newest
 from tables.peers import steps
 
-FOLDER = RESULTS.parent.parent / "docs" / "benchmarks"
+FOLDER = COMMITTED.parent.parent / "docs" / "benchmarks"
 OURS, OTHERS, QUIET = "#c1272d", "#3b6ea5", "0.6"
 
 

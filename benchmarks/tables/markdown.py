@@ -13,6 +13,7 @@ def caption(lines: Iterable[Line]) -> str:
     for line in lines:
         versions = line["versions"]
         more = f", vLLM {versions['vllm']}" if "vllm" in versions else ""
+        more += f", CUDA {versions['cuda']}" if "cuda" in versions else ""
         said[
             f"{line['device']}; torch {versions['torch']}, transformers {versions['transformers']}{more}; "
             f"commit {line['commit']}, {line['date'][:10]}"
@@ -22,6 +23,10 @@ def caption(lines: Iterable[Line]) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], note: str) -> str:
     """A table of Markdown and a note below."""
+    return f"{grid(head, rows)}\n\n{note}"
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of Markdown."""
     lines = [head, ["---"] * len(head), *rows]
-    text = "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
-    return f"{text}\n\n{note}"
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)

@@ -70,7 +70,6 @@ class Table:
         self._frozen: tuple[int, Tensor, Tensor] | None = None
         # By key, least recently used first.
         self._entries: OrderedDict[str, Held] = OrderedDict()
-        # Of each plan what its entries hold, or one of them.
         self._lowered: WeakValueDictionary[str, Lowered] = WeakValueDictionary()
         self._free_slots = list(range(slots - 1, -1, -1))
         self._rows, self._programs = Pool(rows), Pool(reading)

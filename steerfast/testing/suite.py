@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -65,6 +65,19 @@ def cases(
     Cases are cached and shared: do not write to their tensors. AssertionError where no rows can be
     found that stay clear of every threshold by ``MARGIN``.
     """
+    for make in makers(dtypes, widths, rows, seed=seed, quick=quick):
+        yield make()
+
+
+def makers(
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    widths: Sequence[int] = WIDTHS,
+    rows: Sequence[int] = ROWS,
+    *,
+    seed: int = 0,
+    quick: bool = False,
+) -> Iterator[Callable[[], Case]]:
+    """``cases``, each made only when it is called for: to count them, or to share them out."""
     if quick:
         dtypes = [d for d in dtypes if d is not torch.bfloat16] or dtypes
         widths = QUICK_WIDTHS if widths is WIDTHS else widths
@@ -73,14 +86,14 @@ def cases(
         for dtype in dtypes:
             for width in widths:
                 for count in rows:
-                    yield _case("mixed", dtype, width, count, seed, 0)
+                    yield partial(_case, "mixed", dtype, width, count, seed, 0)
     most = sorted(rows)[-2:]  # a family has several slots, so a single row shows little of it
     for place, name in enumerate(_SETTINGS):
         for turn in range(1 if quick else min(3, len(widths))):
             for at, dtype in enumerate(dtypes[place % len(dtypes) :][:1] if quick else dtypes):
                 width = widths[(place + turn * 2) % len(widths)]
                 count = most[(place + turn + at) % len(most)]
-                yield _case(name, dtype, width, count, seed, 1 + place + turn + at)
+                yield partial(_case, name, dtype, width, count, seed, 1 + place + turn + at)
 
 
 @lru_cache(maxsize=1024)

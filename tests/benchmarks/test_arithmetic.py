@@ -47,7 +47,7 @@ def test_decode(monkeypatch):
     op = {"unsteered": {"median": 20.0}, "steered": {"median": 60.0}}
     monkeypatch.setattr(bench_decode, "step_times", lambda *given: times)
     monkeypatch.setattr(bench_decode, "op_times", lambda *given: op)
-    arguments = SimpleNamespace(operator="add", steps=5)
+    arguments = SimpleNamespace(operator="add", steps=5, variants=list(times), compiler="eager")
     model = random_model("tiny", torch.float32)
     line = bench_decode.measured(model, "tiny", ("eager", 2, 1, "distinct"), arguments)
     ratios = {name: ratio["ratio"] for name, ratio in line["ratios"].items()}

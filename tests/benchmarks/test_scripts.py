@@ -92,7 +92,14 @@ def test_ops(run):
     assert report.TABLES["ops"]().count("\n| additive") == 2
 
 
-@pytest.mark.parametrize("how", [("--mode", "eager"), ("--operator", "clamp", "--vectors", "8")])
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("--mode", "eager"),
+        ("--operator", "clamp", "--vectors", "8"),
+        ("--mode", "graph", "--layers", "1"),
+    ],
+)
 def test_decode(run, how):
     said, (line,) = run(bench_decode, "--shape", "tiny", "--dtype", "float32", *how)
     assert {
@@ -104,10 +111,52 @@ def test_decode(run, how):
     } <= said.keys()
     assert said["cases"] == 1
     assert line["batch"] == line["distinct"] == 16
-    assert ("hooks" in line["ms"]) == (line["operator"] == "add")
+    assert ("hooks" in line["ms"]) == (line["operator"] == "add") == ("without reads" in line["ms"])
+    assert line["model"] == ("tiny shape, 1 layers, random" if "--layers" in how else "tiny shape, random")  # fmt: skip
     for figure in (*line["ms"].values(), *line["op_us"].values()):
         positive(figure)
-    assert "tiny shape, random" in report.TABLES["decode"]()
+    assert line["model"] in report.TABLES["decode"]()
+
+
+def stopped_after(number):
+    """A stand-in for what measures, that is stopped at a later call: it is given the true one."""
+
+    def of(measure):
+        calls = []
+
+        def measured(*given, **named):
+            calls.append(given)
+            if len(calls) > number:
+                raise KeyboardInterrupt
+            return measure(*given, **named)
+
+        return measured
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("script", "measures", "arguments", "lines"),
+    [
+        (bench_ops, "versions", (), 1),
+        (bench_roofline, "measured", (), 1),
+        (bench_scale, "series_line", (), 1),
+        (bench_peers, "timed", ("--environments",), 5),  # all peers of one model and batch
+        (bench_decode, "measured", ("--shape", "tiny", "--mode", "eager", "graph"), 1),
+        (bench_sweep, "in_turn", ("--shape", "tiny", "--prompts", "1", "--behaviours", "sycophancy", "myopic"), 1),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)  # fmt: skip
+def test_what_was_measured_is_saved_when_a_script_is_stopped(
+    monkeypatch, script, measures, arguments, lines
+):
+    monkeypatch.setattr(script, measures, stopped_after(1)(getattr(script, measures)))
+    if script is bench_peers:
+        monkeypatch.setattr(script, "facts", lambda *given: [])
+    quick = () if script is bench_sweep else ("--quick",)
+    with pytest.raises(KeyboardInterrupt):
+        script.main([*arguments, *quick, "--save"])
+    assert len(results.every(script.__name__.removeprefix("bench_"))) == lines
 
 
 def test_peers(run, monkeypatch):
