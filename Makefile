@@ -1,6 +1,8 @@
 # make demo            set up, then steer a real model
 # make test            set up, then linters and the whole test suite
 # make setup           .venv with pinned dependencies and the built extension; what the others start with
+# make test-models     every decoder that transformers knows, as tiny random models (minutes); make test has some of each kind
+# make known-decoders  what is known of their classes, for models that cannot be run; models-table: that of docs/models.md
 # make setup-serving   .venv-vllm: vLLM in an environment of its own (Python 3.11 or later, x86)
 # make test-serving    the tests with vLLM and Ray, in .venv-vllm
 # make bench           the benchmarks, saved to benchmarks/results, and the documents' tables made anew
@@ -15,7 +17,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
 SERVING := .venv-vllm/bin
 
-.PHONY: setup setup-serving demo test test-serving test-gpu-stack test-headers lint bench bench-serving clean
+.PHONY: setup setup-serving demo test test-models known-decoders models-table test-serving test-gpu-stack test-headers lint bench bench-serving clean
 
 setup: .venv/.built
 
@@ -40,6 +42,16 @@ demo: setup
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
+test-models: setup
+	$(BIN)/python -m pytest tests/models/test_every_decoder.py -m every_decoder -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
+# Again with each new version of transformers.
+known-decoders: setup
+	$(BIN)/python tests/shared/known_decoders.py
+
+models-table: setup
+	$(BIN)/python tests/shared/decoder_table.py
 
 # vLLM wants versions of its own. What was built by setup is seen there too: the operators are of the stable ABI.
 .venv-vllm/.installed: requirements-vllm.txt

@@ -23,6 +23,16 @@ def pytest_configure():
     torch.set_num_threads(1)  # also where a plugin of pytest's has imported torch before
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests of every decoder take minutes, and run when the marker is named."""
+    if "every_decoder" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("every_decoder")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("every_decoder")]
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A saved Llama (4 layers, D = 64) and tokenizer, as ``--model FOLDER`` takes it."""

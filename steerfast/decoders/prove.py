@@ -7,15 +7,15 @@ the op makes the same stream of them, bit for bit, and the norm that follows, wi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from steerfast.decoders.norms import NormForm
-from steerfast.decoders.read import NotWired
+from steerfast.decoders.read import Arguments, NotWired, arguments_of, keywords_of
 from steerfast.decoders.watch import Call, LayerRun, Seen, same_values
-from steerfast.decoders.wiring import Wiring
+from steerfast.decoders.wiring import Step, Wiring
 
 ULPS = 4  # by which two orders of summation may move a norm
 
@@ -25,16 +25,20 @@ def prove(run: LayerRun, wiring: Wiring, forms: Mapping[type, NormForm], ops: An
     assert run.entered is not None
     assert run.left is not None
     stream, parts = run.entered.value, _parts(run.calls, wiring)
-    entry = parts[0][0]
+    given = arguments_of(run.layer, run.args, run.kwargs)
+    for step, part in zip(wiring.steps, parts, strict=True):
+        _check_arguments(part.body, step, given)
+    entry = parts[0].reads
     if wiring.steps[0].before is not None and (form := forms.get(type(entry.module))) is not None:
         _check_norm(entry, _normed(entry.module, stream, form, ops))
-    for number, (step, (_, back)) in enumerate(zip(wiring.steps, parts, strict=True)):
-        assert back.gave is not None
-        branch = back.gave.value
+    for number, (step, part) in enumerate(zip(wiring.steps, parts, strict=True)):
+        if part.back.gave is None:
+            raise NotWired(f"{part.back.name} gives no stream")
+        branch = part.back.gave.value
         if step.scale is not None:
             branch = branch * getattr(run.layer, step.scale)
         last = number + 1 == len(wiring.steps)
-        reads = None if last else parts[number + 1][0]
+        reads = None if last else parts[number + 1].reads
         following = reads if not last and wiring.steps[number + 1].before is not None else None
         form = None if following is None else forms.get(type(following.module))
         if following is None or form is None or stream.dtype != branch.dtype:
@@ -68,15 +72,44 @@ def _normed(norm: nn.Module, stream: Tensor, form: NormForm, ops: Any) -> Tensor
     return normed
 
 
-def _parts(calls: list[Call], wiring: Wiring) -> list[tuple[Call, Call]]:
-    """Of each step, what reads its stream and what gives its branch; a part may run in both."""
+class _Ran(NamedTuple):
+    """The parts of a step as they ran: what reads the stream, what mixes or feeds forward, what gives the branch."""
+
+    reads: Call
+    body: Call
+    back: Call
+
+
+def _parts(calls: list[Call], wiring: Wiring) -> list[_Ran]:
+    """Of each step; a part may run in both."""
     found, waiting = [], list(calls)
     for step in wiring.steps:
         names = [name for name in (step.before, step.body, *step.after) if name is not None]
         ran, waiting = waiting[: len(names)], waiting[len(names) :]
-        assert [call.name for call in ran] == names
-        found.append((ran[0], ran[-1]))
+        if [call.name for call in ran] != names:
+            raise NotWired(f"its parts do not run as {', '.join(names)}")
+        found.append(_Ran(ran[0], ran[0 if step.before is None else 1], ran[-1]))
+    if waiting:
+        raise NotWired(f"{waiting[0].name} runs too")
     return found
+
+
+def _check_arguments(body: Call, step: Step, given: Arguments) -> None:
+    """The body was given just what it will be given."""
+    got = keywords_of(body, 0 if step.stream is None else step.stream)
+    want = {name: given.own.get(source) for name, source in step.arguments}
+    want.update(step.constants)
+    if step.rest:
+        want.update(given.rest)
+    if got.keys() != want.keys() or any(
+        got[name] is not want[name] and not _equal(got[name], want[name]) for name in got
+    ):
+        raise NotWired(f"{step.body} is given other arguments than this wiring gives it")
+
+
+def _equal(got: Any, want: Any) -> bool:
+    """Of what is no object of its own."""
+    return isinstance(got, (bool, int, float, str)) and type(got) is type(want) and got == want
 
 
 def _check_norm(call: Call, normed: Tensor) -> None:

@@ -136,7 +136,7 @@ def _step(
     given: Arguments,
 ) -> Step:
     branch_of(body.output)
-    keywords = _keywords(body, at)
+    keywords = keywords_of(body, at)
     arguments: list[tuple[str, str]] = []
     constants: list[tuple[str, Constant]] = []
     rest = False
@@ -163,7 +163,7 @@ def _step(
     )
 
 
-def _keywords(body: Call, at: int | str) -> dict[str, Any]:
+def keywords_of(body: Call, at: int | str) -> dict[str, Any]:
     """What the body is given beside the stream, by its own names."""
     if isinstance(at, str) and not body.args:
         return {name: value for name, value in body.kwargs.items() if name != at}

@@ -135,14 +135,16 @@ class _Watch:
         run = self.open.pop()
         run.output, run.left = output, self.seen(output)
 
-    def part_begins(self, name: str, part: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.open:
+    def part_begins(
+        self, layer: nn.Module, name: str, part: nn.Module, args: Any, kwargs: Any
+    ) -> None:
+        if self.open and self.open[-1].layer is layer:  # layers may share a part
             self.open[-1].calls.append(
                 Call(name, part, args, dict(kwargs), self.took(args, kwargs))
             )
 
-    def part_ends(self, part: nn.Module, args: Any, output: Any) -> None:
-        if self.open:
+    def part_ends(self, layer: nn.Module, part: nn.Module, args: Any, output: Any) -> None:
+        if self.open and self.open[-1].layer is layer:
             call = next(c for c in reversed(self.open[-1].calls) if c.module is part)
             call.output, call.gave = output, self.seen(output)
 
@@ -174,8 +176,8 @@ class _Watch:
         for layer in dict.fromkeys(layers):
             before(layer, self.layer_begins)
             for name, part in layer.named_children():
-                before(part, partial(self.part_begins, name))
-                after(part, self.part_ends)
+                before(part, partial(self.part_begins, layer, name))
+                after(part, partial(self.part_ends, layer))
             after(layer, self.layer_ends)
         for name, part in decoder.module.named_children():
             if name != decoder.layers_name:

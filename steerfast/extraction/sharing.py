@@ -12,13 +12,15 @@ from steerfast.decoders.find import Decoder
 from steerfast.models import input_device
 
 _SHARED, _FIRST = 2, 2  # tokens of the prompt, of the first continuation; the second has one
+_LENGTH = _SHARED + _FIRST + 1
 
 
-def may_share(decoder: Decoder) -> bool:
-    """The decoder takes a mask of one's own and position ids, at any distance: shown on a few tokens. False for state spaces,
-    whose memory no mask divides, windows, and whatever counts positions for itself."""
+def may_share(decoder: Decoder, longest: int) -> bool:
+    """The decoder takes a mask of one's own and position ids: shown on a few tokens. False for state spaces, whose memory no
+    mask divides, for rows longer than its window, and for whatever counts positions for itself."""
     config = decoder.config
-    if config._attn_implementation not in ("sdpa", "eager") or _looks_near(config):
+    window = _window(config)
+    if config._attn_implementation not in ("sdpa", "eager") or max(longest, _LENGTH) >= window:
         return False
     if "position_ids" not in inspect.signature(type(decoder.module).forward).parameters:
         return False
@@ -28,19 +30,22 @@ def may_share(decoder: Decoder) -> bool:
         return False
 
 
-def _looks_near(config: Any) -> bool:
-    """Some layers see the last tokens only, which a mask of one's own would undo."""
-    kinds = getattr(config, "layer_types", None) or ()
-    near = any(kind != "full_attention" for kind in kinds)
-    return near or (not kinds and bool(getattr(config, "sliding_window", None)))
+def _window(config: Any) -> float:
+    """How many tokens every layer sees, which a mask of one's own would not limit."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if kinds - {"full_attention", "sliding_attention"}:
+        return 0
+    if kinds == {"full_attention"} or (window is None and not kinds):
+        return float("inf")
+    return 0 if window is None else float(window)
 
 
 @torch.no_grad()
 def _shown(decoder: Decoder) -> bool:
     """The second continuation is what it is alone, and the first makes no difference to it."""
-    length = _SHARED + _FIRST + 1
     device = input_device(decoder) or torch.device("cpu")
-    mask = torch.ones((length, length), dtype=torch.bool).tril()
+    mask = torch.ones((_LENGTH, _LENGTH), dtype=torch.bool).tril()
     mask[-1, _SHARED:-1] = False
     where = torch.tensor([*range(_SHARED + _FIRST), _SHARED])
 

@@ -98,7 +98,7 @@ def stream_means(
     done = 0
     with evaluating(model):
         # A route is made from a 2-D mask.
-        sharing = not steered and any(len(group) > 1 for group in groups) and may_share(decoder)
+        sharing = not steered and may_share(decoder, _longest(groups))
         for rows in _batches(groups, batch_size, sharing):
             _read(decoder, layers, rows, position, means)
             done += sum(len(row.samples) for row in rows)
@@ -133,6 +133,11 @@ def _batches(
                 batch = []
             batch.append(row)
         yield batch
+
+
+def _longest(groups: Iterable[tuple[Sample, ...]]) -> int:
+    """No row of continuations is longer than this."""
+    return max(sum(len(sample.tokens) for sample in group) for group in groups)
 
 
 def _rows(group: tuple[Sample, ...], sharing: bool) -> list[Row]:

@@ -56,9 +56,12 @@ class Stop:
 
     def arrive(self, stream: Tensor, normed: Tensor, given: Given) -> tuple[Tensor, Tensor | None]:
         """(stream, the branch that it is waiting for), or the stream alone behind a layer that is run as a whole."""
+        rows = stream.shape[0]
         if self.body is None:
-            return branch_of(self.module(stream, *given.args, **given.kwargs)), None
-        return stream, self.body.run(normed, given.named.own, given.named.rest)
+            args, kwargs = _masks_for(given.args, rows), _masks_for(given.kwargs, rows)
+            return branch_of(self.module(stream, *args, **kwargs)), None
+        own, rest = _masks_for(given.named.own, rows), _masks_for(given.named.rest, rows)
+        return stream, self.body.run(normed, own, rest)
 
     def sum(self, stream: Tensor, branch: Tensor | None) -> Tensor:
         """The stream that steering sees."""
@@ -134,6 +137,17 @@ def stops(decoder: Decoder, survey: Survey) -> list[Stop]:
             )
         )
     return found
+
+
+def _masks_for(given: Any, rows: int) -> Any:
+    """A mask of one row for as many as there are; some attentions look at its shape."""
+    if isinstance(given, Mapping):
+        return {name: _masks_for(value, rows) for name, value in given.items()}
+    if type(given) in (tuple, list):
+        return type(given)(_masks_for(value, rows) for value in given)
+    if isinstance(given, Tensor) and given.ndim == 4 and given.shape[0] == 1:
+        return given.expand(rows, -1, -1, -1)
+    return given
 
 
 def _entry(layer: nn.Module, wiring: Any) -> tuple[nn.Module, str | None]:

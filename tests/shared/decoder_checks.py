@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,6 +17,7 @@ from steerfast.extraction.stream_means import stream_means
 from steerfast.sweep.forked import ForkedPass
 
 LAYERS = 4
+ALONE = ("rwkv",)  # which mixes the rows of a batch behind its state, and knows no padding
 CLOSE = 1e-5  # of the largest number, in float32
 
 
@@ -24,11 +26,13 @@ class NotOffered(Exception):
 
 
 class Case(NamedTuple):
-    """A model, its layers, and the part of each that reads the stream between its steps; None where there is no such."""
+    """A model, its layers, and the part of each that reads the stream between its steps; None where there is no such. alone:
+    it takes one prompt at a time, without padding."""
 
     model: Any
     layers: list[nn.Module]
     mid: list[str | None]
+    alone: bool = False
 
     def reader(self, layer: nn.Module, index: int) -> nn.Module:
         return layer.get_submodule(str(self.mid[index]))
@@ -39,7 +43,6 @@ class Case(NamedTuple):
 
 
 def case_of(model: Any) -> Case:
-    layers = layers_of(model, LAYERS)
     with attach(model) as handle:
         found = handle.survey.layers
     mid = [
@@ -48,7 +51,7 @@ def case_of(model: Any) -> Case:
         else one.wiring.steps[1].before or one.wiring.steps[1].body
         for one in found
     ]
-    return Case(model, layers, mid)
+    return Case(model, layers_of(model, LAYERS), mid, model.config.model_type in ALONE)
 
 
 def prompts(rows: int = 3, length: int = 7) -> tuple[Tensor, Tensor]:
@@ -92,6 +95,16 @@ def acts_of(case: Case, width: int, *, when: bool = False) -> list[Acts]:
     return [first, second, third]
 
 
+def batches(case: Case, rows: list[Acts]) -> Iterator[tuple[Tensor, Tensor, list[Acts]]]:
+    """Prompts, their mask and what happens to them: all in one batch, if that can be."""
+    ids, mask = prompts()
+    if not case.alone:
+        yield ids, mask, rows
+        return
+    for row, acts in enumerate(rows):
+        yield ids[row : row + 1], torch.ones_like(mask[:1]), [acts]
+
+
 @torch.no_grad()
 def logits(model: Any, ids: Tensor, mask: Tensor, **more: Any) -> Tensor:
     return model(input_ids=ids, attention_mask=mask, **more).logits
@@ -127,15 +140,15 @@ def idle_bitwise(case: Case) -> None:
 
 
 def steered(case: Case) -> None:
-    ids, mask = prompts()
-    rows = acts_of(case, case.width)
-    plain = logits(case.model, ids, mask)
-    with hooked(case.model, case.layers, rows, mask, case.reader):
-        want = logits(case.model, ids, mask)
-    assert all(float((a - b)[-1].abs().max()) > 0.01 for a, b in zip(want, plain, strict=True))
-    with attach(case.model) as handle, handle.use(plans_of(rows)):
-        got = logits(case.model, ids, mask)
-    assert_close(got, want, mask)
+    """A plan for each row, at many sites, by many operators, in a batch with padding: what hooks do."""
+    for ids, mask, rows in batches(case, acts_of(case, case.width)):
+        plain = logits(case.model, ids, mask)
+        with hooked(case.model, case.layers, rows, mask, case.reader):
+            want = logits(case.model, ids, mask)
+        assert all(float((a - b)[-1].abs().max()) > 0.01 for a, b in zip(want, plain, strict=True))
+        with attach(case.model) as handle, handle.use(plans_of(rows)):
+            got = logits(case.model, ids, mask)
+        assert_close(got, want, mask)
 
 
 def generated(model: Any, ids: Tensor, mask: Tensor, **more: Any) -> Any:
@@ -145,12 +158,16 @@ def generated(model: Any, ids: Tensor, mask: Tensor, **more: Any) -> Any:
 
 
 def greedy(case: Case, **more: Any) -> None:
-    ids, mask = prompts()
+    """With a cache, and plans for prompt or generated tokens alone: the tokens of hooks, and their logits."""
+    for batch in batches(case, acts_of(case, case.width, when=True)):
+        _greedy(case, *batch, **more)
+
+
+def _greedy(case: Case, ids: Tensor, mask: Tensor, rows: list[Acts], **more: Any) -> None:
     try:
         plain = generated(case.model, ids, mask, **more).sequences
     except (AttributeError, TypeError, ValueError) as error:
         raise NotOffered(f"{type(error).__name__}: {error}") from error
-    rows = acts_of(case, case.width, when=True)
     with hooked(case.model, case.layers, rows, mask, case.reader):
         want = generated(case.model, ids, mask, **more)
     with attach(case.model) as handle, handle.use(plans_of(rows)):
@@ -158,12 +175,13 @@ def greedy(case: Case, **more: Any) -> None:
     for ours, theirs in zip(got.logits, want.logits, strict=True):
         assert_close(ours, theirs, torch.ones(len(ours)))
     assert torch.equal(got.sequences, want.sequences)
-    with attach(case.model) as handle, handle.use([*plans_of(rows[:1]), None, None]):
+    with attach(case.model) as handle, handle.use(plans_of([*rows[:1], *[[]] * (len(ids) - 1)])):
         alone = generated(case.model, ids, mask, **more).sequences
     assert torch.equal(alone[1:], plain[1:])
 
 
 def chunked(case: Case) -> None:
+    """The same with a prompt that is read in parts."""
     greedy(case, prefill_chunk_size=3)
 
 
