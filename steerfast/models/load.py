@@ -41,6 +41,22 @@ def load_model(
     return Loaded(model.to(device=device, dtype=dtype).eval(), tokenizer, short)
 
 
+def without_weights(name: str) -> Any:
+    """A model of the configuration of a folder or hub id, on ``meta``. SteerfastError where there is none."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if name in PACKAGES or name.endswith(".gguf"):
+        raise SteerfastError(
+            f"the configuration of {name!r} is in its GGUF file, which is read as a whole"
+        )
+    try:
+        config = AutoConfig.from_pretrained(name)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config).eval()
+    except (OSError, ValueError) as error:
+        raise SteerfastError(f"cannot read the configuration of {name!r}: {error}") from error
+
+
 def _read(
     name: str | None, path: str, gguf_file: str | None, dtype: torch.dtype
 ) -> tuple[Any, Any]:
