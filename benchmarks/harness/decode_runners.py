@@ -179,7 +179,7 @@ def plans_for(
 def _hook_every_layer(model: Any, plans: list[Plan | None]) -> None:
     """What one writes without a library: a hook on each layer that adds every vector to its rows."""
     decoder = find_decoder(model)
-    weight = decoder.layers[0].input_layernorm.weight
+    weight = next(decoder.layers[0].parameters())
     terms = max(len(plan.terms) for plan in plans if plan is not None)
     for index, layer in enumerate(decoder.layers):
         added = []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from steerfast.decoders.norms import NormForm
 from steerfast.decoders.read import NotWired
-from steerfast.decoders.watch import Call, LayerRun, Seen
+from steerfast.decoders.watch import Call, LayerRun, Seen, same_values
 from steerfast.decoders.wiring import Wiring
 
 ULPS = 4  # by which two orders of summation may move a norm
@@ -47,7 +47,7 @@ def prove(run: LayerRun, wiring: Wiring, forms: Mapping[type, NormForm], ops: An
         if last and wiring.factor is not None:
             stream = stream * getattr(run.layer, wiring.factor)
         want = run.left if reads is None else next(iter(reads.took.values()))
-        if not torch.equal(stream, want.value):
+        if not same_values(stream, want.value):
             raise NotWired(f"its stream behind {step.body} is not what this wiring makes")
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from steerfast.decoders.watch import Call, LayerRun, Seen
+from steerfast.decoders.watch import Call, LayerRun, Seen, same_values
 from steerfast.decoders.wiring import Constant, Step, Wiring, branch_of
 
 
@@ -97,12 +96,12 @@ def _sum(
     layer: nn.Module, stream: Tensor, branch: Tensor, following: Seen, *, last: bool
 ) -> tuple[str | None, str | None]:
     """(scale, factor) by which the stream that follows is what the branch was added to."""
-    if torch.equal(stream + branch, following.value):
+    if same_values(stream + branch, following.value):
         return None, None
     for scale, number in _numbers(layer):
-        if torch.equal(stream + branch * number, following.value):
+        if same_values(stream + branch * number, following.value):
             return scale, None
-        if last and torch.equal((stream + branch) * number, following.value):
+        if last and same_values((stream + branch) * number, following.value):
             return None, scale
     raise NotWired("what follows a branch is not the sum of it and the stream")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steerfast.decoders.read import NotWired
-from steerfast.decoders.watch import Call, LayerRun
+from steerfast.decoders.watch import Call, LayerRun, same_values
 from steerfast.decoders.wiring import Wiring, branch_of
 
 _PROBE = "steerfast_probe"
@@ -23,9 +24,14 @@ class _Played:
 
     def __init__(self, calls: list[Call]) -> None:
         self.calls, self.heard = list(calls), set[str]()
+        self.thread = threading.get_ident()
 
     def forward_of(self, part: Any) -> Any:
+        original = part.forward
+
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != self.thread:
+                return original(*args, **kwargs)
             if not self.calls or self.calls[0].module is not part:
                 raise NotWired("its parts run in another order when it is run again")
             call = self.calls.pop(0)
@@ -56,7 +62,8 @@ def _stood_in_for(run: LayerRun, *, training: bool) -> Iterator[_Played]:
         for part in parts:
             part.__dict__["forward"] = played.forward_of(part)
         layer.__dict__.update(training=training, gradient_checkpointing=False)
-        with torch.random.fork_rng(devices=[]):
+        devices = {p.device for p in layer.parameters() if p.device.type == "cuda"}
+        with torch.random.fork_rng(devices=list(devices)):
             yield played
     finally:
         for part, forward in kept:
@@ -91,7 +98,7 @@ def completed(run: LayerRun, wiring: Wiring) -> Wiring:
                 f"it cannot be run again by itself ({type(error).__name__}: {error})"
             ) from error
     assert run.left is not None
-    if not torch.equal(output, run.left.value):
+    if not same_values(output, run.left.value):
         raise NotWired("it does something else in training")
     steps = tuple(
         replace(step, rest=step.body in played.heard) if probing else step for step in wiring.steps

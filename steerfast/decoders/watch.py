@@ -37,8 +37,15 @@ class Seen:
         return (
             other is not None
             and self.tensor is other.tensor
-            and torch.equal(self.value, other.value)
+            and same_values(self.value, other.value)
         )
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """To the bit; what is no number in both is the same (padding may be, where a row sees nothing)."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
 
 
 @dataclass
@@ -182,8 +189,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for name in _HOOKS:
             hooks = module.__dict__.get(name)
             if hooks:
-                kept.append((module, name, hooks))
-                module.__dict__[name] = type(hooks)()
+                kept.append((hooks, dict(hooks)))
+                hooks.clear()
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
     try:
         with (
@@ -195,8 +202,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         ):
             yield
     finally:
-        for module, name, hooks in kept:
-            module.__dict__[name] = hooks
+        for hooks, before in kept:  # beside what the model itself has installed meanwhile
+            added = dict(hooks)
+            hooks.clear()
+            hooks.update(before | added)
 
 
 def watch(decoder: Decoder) -> tuple[Watched, Watched | None]:

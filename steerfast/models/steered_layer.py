@@ -25,6 +25,7 @@ from steerfast.ops.records import Steering
 from steerfast.plans.sites import site_index
 
 Given = Mapping[str, Any]
+_ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 # What transformers leaves out under gradient checkpointing, where backward would write a second time.
 _NO_CACHE = {"past_key_values": None, "layer_past": None, "use_cache": False}
 
@@ -43,11 +44,9 @@ class SteeredLayer:
         self.layer, self.wiring, self.forwards = layer, wiring, forwards
         parameters = list(inspect.signature(type(layer).forward).parameters.values())[1:]
         self.stream_name = parameters[0].name
-        named = [one for one in parameters[1:] if one.kind is one.POSITIONAL_OR_KEYWORD]
-        self.names = tuple(one.name for one in named)
-        self.defaults = {
-            one.name: one.default for one in named if one.default is not inspect.Parameter.empty
-        }
+        named = [one for one in parameters[1:] if one.kind not in _ANY_NUMBER]
+        self.names = tuple(one.name for one in named)  # those by keyword alone come last
+        self.defaults = {one.name: one.default for one in named if one.default is not one.empty}
         self.bodies = tuple(Body(layer, step) for step in wiring.steps)
         self.hands_on = any(step.rest for step in wiring.steps)
         last = len(self.bodies) - 1
