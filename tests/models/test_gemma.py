@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from steerfast import Plan, SteeringVector, attach, contrast, steer
+from steerfast import Plan, SteeringVector, attach, contrast, extract_pairs, steer
+from steerfast.cli import app
+from steerfast.experiments.config import load_preset
+from steerfast.experiments.demo import generations, setting_for
+from steerfast.experiments.dose import dose_response
 from steerfast.models.inspection import inspect_model
 from steerfast.plans.term import Term
 
@@ -149,3 +160,61 @@ def test_its_layers_are_read_off_and_proven(gemma3):
     [kind] = facts["kinds"]
     assert (facts["fused"], facts["by"], kind["form"]) == (LAYERS, "proof", "sandwich")
     assert facts["final_norm"] == {"name": "norm", "form": "Gemma3RMSNorm, (1 + w) * x / rms"}
+
+
+@pytest.mark.parametrize("name", ["sentiment", "formality", "certainty"])
+def test_shipped_directions_steer_and_random_ones_do_not(name, gemma3):
+    """The effect grows with every dose, and is more than three times what a random direction does."""
+    model, tokenizer, _ = gemma3
+    pairs = contrast.load(name)
+    setting = setting_for(model)
+    made = extract_pairs(model, tokenizer, pairs.train[::4], name=name, position="mean")
+    with attach(model) as handle:
+        points = dose_response(
+            handle,
+            tokenizer,
+            made,
+            pairs.held_out[::3],
+            layers=[round(LAYERS * setting.depth)],
+            coefficients=setting.coefficients(full=False),
+        )
+    effects = [point.effect for point in points]
+    controls = [point.control for point in points]
+    assert all(a < b for a, b in pairwise(effects)), effects
+    assert max(effects) - min(effects) >= 3 * (max(controls) - min(controls))
+
+
+def test_a_direction_steers_its_text(gemma3):
+    """As ``demo`` shows it."""
+    model, tokenizer, _ = gemma3
+    pairs = contrast.load("sentiment").train[::2]
+    made = extract_pairs(model, tokenizer, pairs, name="sentiment", position="mean")
+    with attach(model) as handle:
+        rows = generations(
+            handle, tokenizer, made, "My day was", 9, coefficients=(-0.05, 0.0, 0.05), tokens=8
+        )
+    down, plain, up = (row["text"] for row in rows)
+    assert down.startswith("a mess.")
+    assert plain.startswith("a little different this week.")
+    assert up.startswith("filled with so much fun!")
+
+
+def test_the_broad_study_runs_on_it(gemma3_folder, tmp_path):
+    settings = load_preset("gemma3-270m")
+    assert settings.broad is not None
+    text = Path(str(files("steerfast") / "data/presets/gemma3-270m.toml")).read_text()
+    for name, value in {"samples": 6, "tokens": 120, "layers": "[[3], [9]]"}.items():
+        text = re.sub(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.M)
+    text = re.sub(r"^coefficients = .*$", "coefficients = [0.05, 0.4]", text, flags=re.M)
+    (tmp_path / "small.toml").write_text(text)
+    arguments = ["study", "broad", "--preset", str(tmp_path / "small.toml"), "--json"]
+    arguments += ["--model", str(gemma3_folder), "--out", str(tmp_path / "study")]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "study/results.json").read_text())
+    lines = {line["name"]: line["points"] for line in results["lines"]}
+    assert list(lines) == ["3", "9", "9 permuted", "9 permuted, norm matched"]
+    unsteered, *steered = lines["9"]
+    assert unsteered["coefficient"] == 0
+    assert min(unsteered["text"]["top1"], unsteered["code"]["top1"]) > 0.2
+    assert steered[-1]["code"]["top1"] < 0.7 * unsteered["code"]["top1"]
