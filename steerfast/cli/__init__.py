@@ -15,12 +15,12 @@ import typer
 from rich.text import Text
 
 from steerfast import __version__
-from steerfast.cli import demo, show, steering, study, tune
+from steerfast.cli import demo, inspect_model, show, steering, study, tune
 from steerfast.cli.console import app, screen
 from steerfast.cli.quiet import silence_notes
 from steerfast.errors import SteerfastError
 
-__all__ = ["app", "demo", "main", "show", "steering", "study", "tune"]
+__all__ = ["app", "demo", "inspect_model", "main", "show", "steering", "study", "tune"]
 
 
 def _version(asked: bool) -> None:
@@ -36,7 +36,7 @@ def steerfast(
         typer.Option("--version", help="Show the version.", callback=_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Activation steering fused into the residual stream of Llama models."""
+    """Activation steering fused into the residual stream of the decoders of transformers."""
 
 
 def main() -> None:

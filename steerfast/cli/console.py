@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Activation steering fused into the residual stream of Llama models.",
+    help="Activation steering fused into the residual stream of the decoders of transformers.",
 )
 screen = Console(stderr=True)  # progress, notes, errors
 _stdout = Console()

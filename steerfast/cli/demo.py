@@ -62,12 +62,12 @@ def demo(
     paths = {direction: str(save_vector(run.vectors[direction], out / f"{direction}.safetensors"))}
     _say(
         shown,
-        f"2. Steering. Each prompt is answered three times in one batch: pushed against the direction, left alone, "
-        f"pushed along it, at layer {run.layer} by a fifth of the stream's length. The same weights and prompt; "
+        f"2. Steering. Each prompt is continued three times in one batch: pushed against the direction, left alone, "
+        f"pushed along it, at layer {run.layer} by {run.setting.push:g} of the stream's length. The same weights and prompt; "
         "only the push differs. So strong a push on so small a model costs some sense.",
     )
     generations = []
-    for prompt in experiment.PROMPTS:
+    for prompt in run.prompts:
         with screen.status("generating"):
             rows = run.generate(prompt)
         generations += rows
@@ -115,24 +115,34 @@ def demo(
     else:
         _say(
             shown,
-            f"One direction and {len(experiment.FEWER_COEFFICIENTS)} doses; --full takes all "
+            f"One direction and {len(run.setting.coefficients(False))} doses; --full takes all "
             f"{len(contrast.shipped())} directions, {len(COEFFICIENTS)} doses, and times a step.",
         )
     _say(shown, f"Vectors and plot: {out}/. Try next:")
-    for command in next_commands(paths[direction], run.layer, model, full):
+    commands = next_commands(
+        paths[direction], run.layer, model, full, push=run.setting.push, prompt=run.prompts[0]
+    )
+    for command in commands:
         shown.print(Text("  " + command), soft_wrap=True)
     emit(json_, {**facts, "paths": paths})
 
 
-def next_commands(vector: str, layer: int, model: str | None, full: bool) -> list[str]:
+def next_commands(
+    vector: str,
+    layer: int,
+    model: str | None,
+    full: bool,
+    *,
+    push: float = 0.2,
+    prompt: str = "Tell me about your day.",
+) -> list[str]:
     """Three commands that work as printed, where the demo was run."""
     program, on_path = sys.argv[0], shutil.which("steerfast")
     if Path(program).name != "steerfast" or (on_path and Path(program).samefile(on_path)):
         program = "steerfast"
     on = [] if model is None else ["--model", model]
-    prompt = "Tell me about your day."
     commands = [
-        ["generate", prompt, "-v", f"{vector}:0.2:{layer}", "--scale", "stream", *on],
+        ["generate", prompt, "-v", f"{vector}:{push:g}:{layer}", "--scale", "stream", *on],
         ["generate", prompt, "-v", f"{vector}:1:{layer}", "--operator", "ablate", *on],
         ["demo", "--direction", "formality", *on] if full else ["demo", "--full", *on],
     ]

@@ -33,3 +33,12 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
     }
+
+
+def describe_model(loaded: Any) -> dict[str, Any]:
+    """What of ``inspect_model`` is said beside the backends: decoder, numbers of layers and of fused ones, and how it is known."""
+    from steerfast.models.inspection import inspect_model
+
+    facts = inspect_model(loaded.model)
+    told = ("decoder", "layers", "fused", "by", "summary")
+    return {"name": loaded.name, **{name: facts[name] for name in told}}

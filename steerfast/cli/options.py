@@ -12,7 +12,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Folder, GGUF file or hub id of a Llama; default SmolLM2-135M-Instruct.",
+        help="Folder, GGUF file or hub id of a decoder, or gemma3-270m; default SmolLM2-135M-Instruct.",
     ),
 ]
 DtypeOption = Annotated[

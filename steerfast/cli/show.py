@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steerfast.cli.console import app, emit, paper
-from steerfast.cli.options import JsonFlag
+from steerfast.cli.console import app, emit, load, paper
+from steerfast.cli.options import DtypeOption, JsonFlag
 
 
 @app.command()
-def env(json_: JsonFlag = False) -> None:
+def env(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Also say how this model's layers would be steered."),
+    ] = None,
+    dtype: DtypeOption = None,
+    json_: JsonFlag = False,
+) -> None:
     """Which backends exist here, why the others do not, and the versions that matter."""
-    from steerfast.cli.environment import describe
+    from steerfast.cli.environment import describe, describe_model
 
     facts, out = describe(), paper(json_)
+    if model is not None:
+        facts["model"] = describe_model(load(model, dtype))
     table = Table(
         "backend",
         "",
@@ -31,7 +44,14 @@ def env(json_: JsonFlag = False) -> None:
     for name, value in facts["versions"].items():
         out.print(f"  {name:<14}{value}", highlight=False)
     out.print(f"  {'built':<14}{facts['build']}", highlight=False)
+    if model is not None:
+        _show_model(out, facts["model"])
     emit(json_, facts)
+
+
+def _show_model(out: Console, facts: dict[str, Any]) -> None:
+    line = f"{facts['name']}: {facts['decoder']}, by {facts['by']}: {'; '.join(facts['summary'])}"
+    out.print(Text(line), soft_wrap=True)
 
 
 @app.command()

@@ -22,7 +22,10 @@ study = typer.Typer(no_args_is_help=True, help="Studies: a configuration and one
 app.add_typer(study, name="study")
 
 PresetOption = Annotated[
-    str, typer.Option("--preset", "-p", help="smollm2, llama-2-7b-chat, or a .toml file like them.")
+    str,
+    typer.Option(
+        "--preset", "-p", help="smollm2, gemma3-270m, llama-2-7b-chat, or a .toml file like them."
+    ),
 ]
 OutOption = Annotated[
     Path | None,

@@ -45,7 +45,7 @@ class Survey:
         lines = []
         for (form, reason), numbers in self._alike().items():
             how = f"{form}, fused" if not reason else f"behind the layer, un-fused: {reason}"
-            lines.append(f"layers {_ranges(numbers)}: {how}")
+            lines.append(f"layers {ranges(numbers)}: {how}")
         return lines
 
     def _alike(self) -> dict[tuple[str, str], list[int]]:
@@ -56,8 +56,8 @@ class Survey:
         return found
 
 
-def _ranges(numbers: list[int]) -> str:
-    """``0..3, 5``."""
+def ranges(numbers: list[int]) -> str:
+    """``0..3, 5``: ascending numbers, for people."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number - 1:

@@ -1,11 +1,12 @@
 """The demo: extract a shipped direction, steer generations, measure effect and, where all is asked for, speed.
 
-Runs on any Llama; presentation is the command line's.
+Runs on any causal decoder; presentation is the command line's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,20 +18,42 @@ from steerfast.experiments.progress import Stage
 from steerfast.experiments.prompts import encode_prompt, pad_token
 from steerfast.extraction.contrast import ContrastPair
 from steerfast.extraction.extract import extract_pairs
-from steerfast.models import Handle, attach
+from steerfast.models import Handle, attach, find_decoder
 from steerfast.models.load import Loaded
 from steerfast.plans.plan import Plan, steer
 from steerfast.plans.term import Term
 from steerfast.plans.vector import SteeringVector
 
 PROMPTS = ("Tell me about your day.", "Describe the old house at the end of the street.")
-GENERATION_COEFFICIENTS = (-0.2, 0.0, 0.2)
+# For a model without a chat template, which goes on with a text instead of answering it.
+BEGINNINGS = ("My day was", "The old house at the end of the street")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how strongly to steer. depth: share of the layers. push: of generations, and most: the greatest dose that is
+    measured, both in units of the stream's typical norm."""
+
+    depth: float = (
+        1 / 3
+    )  # layer 10 of SmolLM2's 30, 11 of Llama-2-7B's 32 (the paper steers 10 to 15)
+    push: float = 0.2
+    most: float = 0.2
+
+    def coefficients(self, full: bool) -> tuple[float, ...]:
+        """Doses to measure at."""
+        shares = COEFFICIENTS if full else FEWER_COEFFICIENTS
+        return tuple(round(c / max(COEFFICIENTS) * self.most, 6) for c in shares)
+
+
 FEWER_COEFFICIENTS = (-0.2, -0.1, 0.0, 0.1, 0.2)
+# Most of the length of Gemma 3's stream lies in a few channels that hardly change: a fifth of it is all of the rest.
+SETTINGS = {"gemma3_text": Setting(1 / 2, 0.05, 0.1), "gemma3": Setting(1 / 2, 0.05, 0.1)}
 
 
-def steering_layer(num_layers: int) -> int:
-    """A third of the depth: 10 of SmolLM2's 30, 11 of Llama-2-7B's 32 (the paper steers 10 to 15)."""
-    return round(num_layers / 3)
+def setting_for(model: Any) -> Setting:
+    """By the model's type; the usual one where none is known to suit better."""
+    return SETTINGS.get(str(model.config.model_type), Setting())
 
 
 class Demo:
@@ -45,7 +68,10 @@ class Demo:
     ) -> None:
         self.model, self.tokenizer, self.name = loaded
         self.direction, self.full, self.quick = direction, full, quick
-        self.layer = steering_layer(int(self.model.config.num_hidden_layers))
+        self.setting = setting_for(self.model)
+        self.layer = round(len(find_decoder(self.model).layers) * self.setting.depth)
+        chats = getattr(self.tokenizer, "chat_template", None) is not None
+        self.prompts = PROMPTS if chats else BEGINNINGS
         known = contrast.shipped()
         if direction not in known:
             raise ValueError(f"no shipped direction {direction!r}; known: {', '.join(known)}")
@@ -64,13 +90,21 @@ class Demo:
 
     def generate(self, prompt: str) -> list[dict[str, Any]]:
         """One row per coefficient: prompt, direction, coefficient, text."""
-        vector, tokens = self.vectors[self.direction], 8 if self.quick else 32
+        push = self.setting.push
         with attach(self.model) as handle:
-            return generations(handle, self.tokenizer, vector, prompt, self.layer, tokens=tokens)
+            return generations(
+                handle,
+                self.tokenizer,
+                self.vectors[self.direction],
+                prompt,
+                self.layer,
+                coefficients=(-push, 0.0, push),
+                tokens=8 if self.quick else 32,
+            )
 
     def measure(self, stage: Stage) -> dict[str, list[DosePoint]]:
         """Dose and response of every extracted direction on its held-out pairs."""
-        coefficients = COEFFICIENTS if self.full else FEWER_COEFFICIENTS
+        coefficients = self.setting.coefficients(self.full)
         steps = 2 * sum(c != 0 for c in coefficients) * len(self.vectors)
         advance = stage("measuring dose and response", steps)
         with attach(self.model) as handle:
@@ -120,7 +154,7 @@ def generations(
     prompt: str,
     layer: int,
     *,
-    coefficients: Sequence[float] = GENERATION_COEFFICIENTS,
+    coefficients: Sequence[float] = (-0.2, 0.0, 0.2),
     tokens: int = 32,
 ) -> list[dict[str, Any]]:
     """Greedy continuations of one prompt, one row of the batch per coefficient, 0 being unsteered."""

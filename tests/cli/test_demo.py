@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from steerfast import contrast, load_vector
 from steerfast.cli import app
 from steerfast.cli.demo import next_commands
-from steerfast.experiments.demo import PROMPTS
+from steerfast.experiments.demo import BEGINNINGS
 from steerfast.experiments.dose import COEFFICIENTS
 
 runner = CliRunner()
@@ -36,14 +36,18 @@ def test_one_direction_and_what_to_try_next(tiny_folder, tmp_path, monkeypatch):
     assert set(facts) == {"model", "layer", "generations", "dose_response", "paths"}
     assert set(facts["dose_response"]) == {"sentiment"}
     assert len(facts["dose_response"]["sentiment"]) == 5
-    assert [row["prompt"] for row in facts["generations"]] == [p for p in PROMPTS for _ in range(3)]
+    assert [row["prompt"] for row in facts["generations"]] == [
+        p for p in BEGINNINGS for _ in range(3)
+    ]
     assert set(facts["paths"]) == {"sentiment", "plot"}
     assert "<svg" in (tmp_path / facts["paths"]["plot"]).read_text()
     shown = result.stderr
-    parts = ["1. A direction.", "2. Steering.", *PROMPTS, "3. Dose and response.", "--full"]
+    parts = ["1. A direction.", "2. Steering.", *BEGINNINGS, "3. Dose and response.", "--full"]
     places = [shown.index(part) for part in parts]
     assert places == sorted(places)
-    commands = next_commands(facts["paths"]["sentiment"], facts["layer"], "tiny", False)
+    commands = next_commands(
+        facts["paths"]["sentiment"], facts["layer"], "tiny", False, prompt=BEGINNINGS[0]
+    )
     for command in commands:
         assert command in shown
         more = ["--quick"] if " demo " in command else ["--tokens", "4"]
@@ -82,7 +86,7 @@ def test_text_is_shown_before_anything_is_measured(tiny_folder, tmp_path, monkey
         app, ["demo", "--quick", "-m", str(tiny_folder), "--out", str(tmp_path / "out")]
     )
     assert str(result.exception) == "not measured"
-    assert all(prompt in result.stdout for prompt in PROMPTS)
+    assert all(prompt in result.stdout for prompt in BEGINNINGS)
 
 
 def test_an_unknown_direction_is_named(tiny_folder):
