@@ -213,6 +213,7 @@ async def measured(
         "benchmark": "hostile",
         "what": "server",
         "clients": CLIENTS,
+        "prompts": "distinct",  # older lines: one for all, which the cache has for whoever is not steered
         "sent": sum(answers.values()),
         "answers": {str(code): count for code, count in sorted(answers.items())},
         "honest_ms": {

@@ -154,7 +154,7 @@ class Verdicts:
             self.counted.copy_(kept.counted)
             waiting = self.about[:, DECIDED_AT] != NOWHERE
             self.verdict.copy_(torch.where(waiting, kept.verdict, 1.0))
-            self._tokens.numbers = kept.read
+            self._tokens.numbers = None if kept.read is None else kept.read.clone()
 
     def _write(self, requests: Sequence[tuple[Entry | None, int | None]], first: int) -> None:
         count = len(requests)

@@ -233,19 +233,20 @@ def test_other_tokens_in_a_rewound_cache_are_another_prompt(over, inputs, bare):
             torch.testing.assert_close(found.double(), wanted.double(), rtol=2e-4, atol=2e-3)
 
 
-def test_other_tokens_are_found_when_half_of_a_prompt_was_read_and_plans_have_changed():
-    test = Test("projection", vector(3), 0, threshold=-99.0)
+@pytest.mark.parametrize("read", [6, 8])
+def test_other_tokens_are_found_after_plans_have_changed(read):
+    """Of a prompt that was read in part or whole; what nobody has read may be anything."""
+    test, prompt = Test("projection", vector(3), 0, threshold=-99.0), [5, 6, 7, 8, 9, 10, 11, 12]
     plans = [steer(vector(1), c, condition=Condition(test)) for c in (2.0, 3.0)]
-    with torch.inference_mode(), attach(llama()) as handle:
+    with attach(llama()) as handle:
         use = handle.use(plans[0], prompt_lengths=[8])
-        with use:
-            cache = handle.model(
-                torch.tensor([[5, 6, 7, 8, 9, 10]]), use_cache=True
-            ).past_key_values
-            cache.crop(-1)
+        with use, torch.inference_mode():
+            cache = handle.model(torch.tensor([prompt[:read]]), use_cache=True).past_key_values
+            cache.crop(5 - read)
             use.change(plans[1])
             with pytest.raises(SteerfastError, match=OTHER_TOKENS):
                 handle.model(torch.tensor([[40, 41]]), past_key_values=cache)
-            # As it was, and on behind it: what nobody has read may be anything.
-            handle.model(torch.tensor([[10, 41]]), past_key_values=cache)
-            handle.model(torch.tensor([[42]]), past_key_values=cache)
+            rest = prompt[5:read] + [30] * (8 - read)
+            handle.model(torch.tensor([rest]), past_key_values=cache)
+        with handle.use(plans[0], prompt_lengths=[2]), torch.no_grad():
+            handle.model(torch.tensor([[40, 41]]))  # and outside of inference mode another prompt
