@@ -89,7 +89,8 @@ test-serving: setup-serving
 	$(SERVING)/pytest tests/vllm -n $(WORKERS) --maxprocesses 2 --dist loadfile
 
 # Built and run in a copy of the tree: what setup has built here is for another Python, and linked to another torch.
-# What needs only a compiler (the emulated kernels) is tested by `make test`.
+# What depends on none of those versions (the emulated kernels, studies, pages) is tested by `make test`.
+STACK_TESTS := $(addprefix tests/,ops table routing models plans io sweep test_gpu_tests.py)
 GPU_PYTHON ?= python3.12
 STACK := build/gpu-stack
 .venv-gpu/.installed: requirements-gpu.txt
@@ -105,8 +106,8 @@ test-gpu-stack: .venv-gpu/.installed
 	  tar --create --null --files-from=- --ignore-failed-read | tar --extract --directory=$(STACK)
 	cd $(STACK) && STEERFAST_CUDA_ARCHS=90 $(CURDIR)/.venv-gpu/bin/python -m pip install --disable-pip-version-check -q \
 	  --no-build-isolation --no-deps -e .
-	cd $(STACK) && $(CURDIR)/.venv-gpu/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal tests \
-	  --ignore=tests/docs --ignore=tests/vllm --ignore=tests/ops/test_mutations.py --ignore-glob='*emulated*'
+	cd $(STACK) && $(CURDIR)/.venv-gpu/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal \
+	  $(STACK_TESTS) --ignore=tests/ops/test_mutations.py --ignore-glob='*emulated*'
 
 # Only headers of the wheels are kept, in build/headers.
 test-headers: setup

