@@ -198,8 +198,9 @@ def test_lines_end_when_there_is_no_time_for_more(capsys):
 
 
 def test_files_of_marked_tests_are_found(tmp_path, monkeypatch):
+    mark = ".".join(("@pytest", "mark", "gpu"))  # in one word it would make this file one of them
     (tmp_path / "vllm").mkdir()
-    for name, text in (("test_a.py", "@pytest.mark.gpu"), ("test_b.py", ""), ("vllm/test_c.py", "mark.gpu")):  # fmt: skip
+    for name, text in (("test_a.py", mark), ("test_b.py", ""), ("vllm/test_c.py", mark)):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(marked_tests, "TESTS", tmp_path)
     assert [path.name for path in marked_tests.files()] == ["test_a.py"]
