@@ -84,8 +84,8 @@ class Runner:
             if eager
             else StaticCache(config=config, max_cache_len=_rounded(length + 1))
         )
-        # Said even though nothing is padded: of a static cache only what has been written may be attended to, and a model that
-        # is asked without a mask leaves that out when it is not being captured, and puts it in when it is.
+        # Said even though nothing is padded: asked without a mask, a model may attend by another path outside of a capture than in
+        # it (releases of transformers differ in when they leave masks out).
         mask = torch.ones(batch, length + 1, dtype=torch.int64, device=device)
         self._route(length)
         self.model(

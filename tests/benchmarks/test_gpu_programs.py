@@ -198,8 +198,9 @@ def test_lines_end_when_there_is_no_time_for_more(capsys):
 
 
 def test_files_of_marked_tests_are_found(tmp_path, monkeypatch):
+    mark = ".".join(("@pytest", "mark", "gpu"))  # in one word it would make this file one of them
     (tmp_path / "vllm").mkdir()
-    for name, text in (("test_a.py", "@pytest.mark.gpu"), ("test_b.py", ""), ("vllm/test_c.py", "mark.gpu")):  # fmt: skip
+    for name, text in (("test_a.py", mark), ("test_b.py", ""), ("vllm/test_c.py", mark)):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(marked_tests, "TESTS", tmp_path)
     assert [path.name for path in marked_tests.files()] == ["test_a.py"]
@@ -208,18 +209,16 @@ def test_files_of_marked_tests_are_found(tmp_path, monkeypatch):
 # -- decode steps ---------------------------------------------------------------------------------
 
 
-def test_warm_up_and_capture_attend_by_the_same_path(monkeypatch):
-    """A kernel that only the capture runs would be loaded in it; and of a static cache only what is written may be seen."""
-    attend = torch.nn.functional.scaled_dot_product_attention
-    masked = []
-
-    def watched(query, key, value, attn_mask=None, **more):
-        if query.shape[-2] == 1:
-            masked.append(attn_mask is not None)
-        return attend(query, key, value, attn_mask=attn_mask, **more)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+def test_a_step_says_its_mask_wherever_it_runs(monkeypatch):
+    """The prompt's of its own length; then the same in warm-ups and in the capture, of what the cache holds by then."""
     model = shapes.random_model("tiny", torch.float32, 1)
+    forward, given = type(model.model).forward, []
+
+    def watched(self, *args, attention_mask=None, **more):
+        given.append(None if attention_mask is None else list(attention_mask.shape))
+        return forward(self, *args, attention_mask=attention_mask, **more)
+
+    monkeypatch.setattr(type(model.model), "forward", watched)
     with torch.inference_mode():
         decode_runners.Runner(model, torch.ones(2, 5, dtype=torch.int64), "graph")
-    assert masked == [True] * (3 + 1)  # warm-ups, capture
+    assert given == [[2, 5], *[[2, 6]] * (3 + 1)]
