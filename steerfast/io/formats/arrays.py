@@ -36,6 +36,8 @@ def read_npz_vectors(path: Path, only: str | None) -> Found:
     """The directions of an ``.npz``. only: the one array to take of several. ValueError for what holds none."""
     with ArrayFile.of(path) as file:
         names = file.names
+        if not names:
+            raise ValueError("it has no arrays")
         if KEY in names:
             return _ours(file)
         if only is not None:

@@ -34,6 +34,7 @@ ACTIVATIONS = Convention(
     "outputs", "key l is the output of layer l, layers from 0 (steering-vectors)"
 )
 _PERSONA = re.compile(r"(prompt_avg|prompt_last|response_avg)_diff$")
+_LAYER = re.compile(r"(?:(?:layer|layers|direction)[._]?)?(0|[1-9]\d{0,3})")
 _CAA = re.compile(r"vec_layer_(\d{1,3})(?:_|$)")
 
 
@@ -44,7 +45,7 @@ def find(tree: Any, stem: str, layer: int | None) -> Found:
         check_layer_type(tree.get("layer_type", "decoder_block"))
         return Found("steering-vectors", ACTIVATIONS, keyed(tree["layer_activations"]))
     if isinstance(tree, dict):
-        if len(tree) == 1 and not isinstance(next(iter(tree)), int):
+        if len(tree) == 1 and _number(next(iter(tree))) is None:
             tree = next(iter(tree.values()))  # {"vector": tensor}: hotwire takes the first
         else:
             return Found("dict of tensors by layer (.pt)", KEYED, keyed(tree))
@@ -76,16 +77,19 @@ def keyed(given: Any) -> dict[int, Tensor]:
         raise ValueError("it has no directions by layer")
     found: dict[int, Tensor] = {}
     for key, value in given.items():
-        text = isinstance(key, str) and re.fullmatch(
-            r"(?:(?:layer|layers|direction)[._]?)?(0|[1-9]\d{0,3})", key
-        )
-        number = layer_number(int(text[1]) if text else key, "it")
+        number = layer_number(key if _number(key) is None else _number(key), "it")
         if number in found:
             raise ValueError(f"it has layer {number} twice, as a number and as text")
         if not isinstance(value, Tensor):
             raise ValueError(f"layer {number} is {type(value).__name__}; a direction is a tensor")
         found[number] = real(value, f"layer {number}")
     return found
+
+
+def _number(key: object) -> int | None:
+    """The layer that a key names: 12, ``12``, ``layer_12``, ``layers.12``."""
+    text = _LAYER.fullmatch(key) if isinstance(key, str) else None
+    return key if type(key) is int else int(text[1]) if text else None
 
 
 def check_layer_type(kind: object) -> None:
