@@ -20,7 +20,7 @@ D, LAYERS, FEATURES = 16, 4, 24
 
 def stand_ins() -> None:
     """What the packages import and these files do not need."""
-    np.float_ = np.float64  # repeng 0.4.0 names what numpy 2 has dropped
+    np.float64 = np.float64  # repeng 0.4.0 names what numpy 2 has dropped
     wandb = types.ModuleType("wandb")
     wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
     sys.modules["wandb"] = wandb

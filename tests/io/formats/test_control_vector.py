@@ -170,7 +170,7 @@ LIES = {
     "its count of tensors": made()[:10],
     "1025 tensors; a control vector has at most": made(counts=(1025, 1)),
     "the fact '' twice": made(counts=(1, 2**60)),  # beyond the first, what follows is read as facts
-    "cut off, or lies about its sizes: a fact's key": made(counts=(1, 2), values=b""),
+    "cut off, or lies about its sizes: a fact's key": made((), counts=(0, 2**60), values=b"\xff" * 40),
     "the fact 'a' does not fit": made(facts=(ARCHITECTURE, fact("a", 8, struct.pack("<Q", 2**62)))),
     "array": made(facts=(ARCHITECTURE, fact("an array", 9, struct.pack("<IQ", 0, 2**60)))),
     "an array' does not fit": made(facts=(ARCHITECTURE, fact("an array", 9, struct.pack("<IQ", 8, 2**60)))),
