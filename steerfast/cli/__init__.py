@@ -15,12 +15,12 @@ import typer
 from rich.text import Text
 
 from steerfast import __version__
-from steerfast.cli import demo, show, steering, study, tune
+from steerfast.cli import demo, files, show, steering, study, tune
 from steerfast.cli.console import app, screen
 from steerfast.cli.quiet import silence_notes
 from steerfast.errors import SteerfastError
 
-__all__ = ["app", "demo", "main", "show", "steering", "study", "tune"]
+__all__ = ["app", "demo", "files", "main", "show", "steering", "study", "tune"]
 
 
 def _version(asked: bool) -> None:

@@ -19,6 +19,8 @@ def serving(folder: Path, *, ranges: bool = True) -> Iterator[SimpleNamespace]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
+        wbufsize = -1
 
         def do_GET(self) -> None:
             asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))

@@ -150,6 +150,7 @@ def _unpacked(raw: bytes, compression: object, size: int, what: str) -> bytes:
             f"{what} is compressed by zstd; pip install zstandard, or send it uncompressed"
         ) from error
     try:
-        return zstandard.ZstdDecompressor().decompressobj().decompress(raw, size + 1)  # type: ignore[no-any-return]
-    except (zstandard.ZstdError, TypeError, MemoryError) as error:
+        reader = zstandard.ZstdDecompressor().stream_reader(raw)
+        return reader.read(size + 1)  # type: ignore[no-any-return]
+    except (zstandard.ZstdError, MemoryError) as error:
         raise ValueError(f"{what} cannot be unpacked: {error}") from error

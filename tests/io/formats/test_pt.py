@@ -201,7 +201,7 @@ def test_nothing_in_a_file_is_run(tmp_path, capsys):
 
 def test_what_needs_gigabytes_is_refused(tmp_path):
     huge = torch.zeros(1).expand(2**40)
-    with pytest.raises(ValueError, match="claims the shape .* more than is stored"):
+    with pytest.raises(ValueError, match=r"claims the shape .* more than is stored"):
         load(stored(tmp_path / "v.pt", huge), layer=1)
     ask = b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R."
     path = rewritten(stored(tmp_path / "w.pt", ROWS), lambda data: ask)
