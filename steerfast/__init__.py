@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steerfast.errors import SteerfastError
-from steerfast.io import load_plan, load_vector, plan_from_json, save_plan, save_vector
+from steerfast.io import (
+    load,
+    load_plan,
+    load_vector,
+    plan_from_json,
+    save,
+    save_plan,
+    save_vector,
+)
 from steerfast.plans.condition import Condition, Test
 from steerfast.plans.plan import Plan, steer
 from steerfast.plans.schedule import Schedule
@@ -65,10 +73,12 @@ __all__ = [
     "extract_corpora",
     "extract_pairs",
     "handle_of",
+    "load",
     "load_model",
     "load_plan",
     "load_vector",
     "plan_from_json",
+    "save",
     "save_plan",
     "save_vector",
     "steer",

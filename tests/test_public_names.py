@@ -27,10 +27,12 @@ PUBLIC = {
         "extract_corpora": "model tokenizer positive negative name position layers max_tokens "
         "batch_size progress",
         "extract_pairs": "model tokenizer pairs name position layers batch_size progress",
+        "load": "source name layer layers_are target",
         "load_model": "name dtype device",
         "load_plan": "path vectors",
         "load_vector": "path",
         "plan_from_json": "text vectors",
+        "save": "x path layers_are",
         "save_plan": "plan path inline",
         "save_vector": "vector path",
         "steer": "vector coefficient layers scale site select operator finish schedule condition fields",

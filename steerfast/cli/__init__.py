@@ -15,12 +15,12 @@ import typer
 from rich.text import Text
 
 from steerfast import __version__
-from steerfast.cli import demo, inspect_model, show, steering, study, tune
+from steerfast.cli import demo, files, inspect_model, show, steering, study, tune
 from steerfast.cli.console import app, screen
 from steerfast.cli.quiet import silence_notes
 from steerfast.errors import SteerfastError
 
-__all__ = ["app", "demo", "inspect_model", "main", "show", "steering", "study", "tune"]
+__all__ = ["app", "demo", "files", "inspect_model", "main", "show", "steering", "study", "tune"]
 
 
 def _version(asked: bool) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from steerfast.extraction.extract import Position
-from steerfast.io import load_vector
+from steerfast.io import load, load_vector
 from steerfast.plans.operators import OPERATORS
 from steerfast.plans.plan import Plan
 from steerfast.plans.term import Term
+from steerfast.plans.vector import SteeringVector
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -71,7 +72,7 @@ def parse_vectors(
         except ValueError as error:
             raise ValueError(f"{parts[1]!r} in {text!r} is no {number}; write a number") from error
         given: dict[str, Any] = {number: value, **options}
-        vector = load_vector(parts[0])
+        vector = _vector(parts[0])
         layers: tuple[int, ...] | None = (vector.suggested_layer,)
         if len(parts) == 3:
             layers = None if parts[2] == "all" else parse_layers(parts[2])
@@ -82,3 +83,11 @@ def parse_vectors(
             )
         terms.append(Term(vector, layers=layers, **given))
     return Plan(tuple(terms), finish)
+
+
+def _vector(file: str) -> SteeringVector:
+    """Of a file of ours, or of another library."""
+    vector = load_vector(file) if file.endswith(".safetensors") else load(file)
+    if isinstance(vector, Plan):
+        raise ValueError(f"{file} holds a plan; give it by --plan, or convert it")
+    return vector

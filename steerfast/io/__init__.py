@@ -1,6 +1,17 @@
-"""Files: vectors as safetensors, plans as JSON."""
+"""Files: vectors and plans in our formats and in those of other libraries, and JSON of plans."""
 
+from steerfast.io.loading import load
 from steerfast.io.plans import load_plan, plan_from_json, plan_to_json, save_plan
+from steerfast.io.saving import save
 from steerfast.io.vectors import load_vector, save_vector
 
-__all__ = ["load_plan", "load_vector", "plan_from_json", "plan_to_json", "save_plan", "save_vector"]
+__all__ = [
+    "load",
+    "load_plan",
+    "load_vector",
+    "plan_from_json",
+    "plan_to_json",
+    "save",
+    "save_plan",
+    "save_vector",
+]
