@@ -33,6 +33,7 @@ from harness.shapes import DTYPES, SHAPES, random_model
 from harness.spreads import ratio_interval, spread, summary
 from harness.timing import WARM, single_calls
 from steerfast.models.load import load_model
+from steerfast.ops import backends
 
 SEED = 0
 PROMPT = 16
@@ -127,6 +128,8 @@ def measured(
         },
         **setting(SEED),
     }
+    if model.device.type == "cuda":
+        line["backend"] = backends.resolve(None, model.device)
     if model.device.type == "cpu" and "patched" in times:
         line["op_us"] = us = op_times(model, batch, plans)
         extra = us["steered"]["median"] - us["unsteered"]["median"]

@@ -44,13 +44,13 @@ def decode() -> str:
     compared = ("steered_over_patched", "steered_over_stock", "hooks_over_stock", "a_over_a")
     rows = [
         (
-            line["device"], f"{line['model']}, {line['dtype']}, {line['mode']}", line["batch"], line["distinct"],
+            f"{line['device']}, {line['backend']}", f"{line['model']}, {line['dtype']}, {line['mode']}", line["batch"], line["distinct"],
             f"{line['vectors']} x {line['operator']}", *_cells(line["ms"], variants, 2), *_cells(line["ratios"], compared, 3),
         )
         for line in lines
     ]  # fmt: skip
     head = (
-        "GPU", "model, mode", "batch", "plans", "terms, each at every layer", *(f"{name}, ms" for name in variants),
+        "GPU, kernels", "model, mode", "batch", "plans", "terms, each at every layer", *(f"{name}, ms" for name in variants),
         "steered / patched, 95%", "steered / stock, 95%", "hooks / stock, 95%", "A/A, 95%",
     )  # fmt: skip
     least = min(line["steps"] for line in lines)

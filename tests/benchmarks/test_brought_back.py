@@ -28,7 +28,7 @@ def ratio(middle):
 
 STEP = {
     "bench": "decode", "model": "llama-2-7b shape, random", "dtype": "bfloat16", "mode": "graph", "batch": 64, "vectors": 8,
-    "operator": "add", "plans": "distinct", "distinct": 64, "steps": 150,
+    "operator": "add", "plans": "distinct", "distinct": 64, "steps": 150, "backend": "cuda",
     "ms": {name: figure(5.0) for name in ("stock", "hooks", "patched", "steered")},
     "ratios": {"steered_over_patched": ratio(1.003), "steered_over_stock": ratio(0.97), "a_over_a": ratio(1.0)},
     **ABOUT,
@@ -128,6 +128,7 @@ def test_the_tables_name_the_device_and_leave_the_others_alone(brought):
         assert "NVIDIA H200" in report.TABLES[name]()
         assert "A/A" in report.TABLES[name]()
         assert report.TABLES[name]().endswith("CUDA 13.0; commit abc1234, 2026-12-02")
+    assert "| NVIDIA H200, cuda |" in gpu_runs.decode()
     assert "| 1.003 [0.993, 1.013] | 0.970 [0.960, 0.980] | - |" in gpu_runs.decode()
     assert "| 93% | 1.020 [1.010, 1.030] |" in gpu_runs.ops()
     assert "| decode | out of time | 190 | 1 result line |" in gpu_runs.stages()
