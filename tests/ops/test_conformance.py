@@ -6,7 +6,6 @@ while triton is imported, so it has a process of its own, in which this file run
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 import os
@@ -19,6 +18,7 @@ import emulated
 import oracle
 import pytest
 import torch
+import triton_interpreter
 
 from steerfast import ops, testing
 from steerfast.errors import SteerfastError
@@ -109,7 +109,7 @@ def test_laws_emulated():
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
+@pytest.mark.skipif(bool(triton_interpreter.missing()), reason=str(triton_interpreter.missing()))
 def test_triton_interpreted():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     command += ["-k", "test_cases or test_laws"]

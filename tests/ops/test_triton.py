@@ -15,12 +15,12 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+import triton_interpreter
 from torch import Tensor
 
 from steerfast import testing
@@ -87,10 +87,8 @@ def assert_same_bits(a: Tensor, b: Tensor) -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
+@pytest.mark.skipif(bool(triton_interpreter.missing()), reason=str(triton_interpreter.missing()))
 def test_interpreted() -> None:
-    triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
-    if triton < (3, 7) and numpy >= (2, 4):
-        pytest.skip("Triton's interpreter before 3.7 has no run-time loops with numpy 2.4")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
