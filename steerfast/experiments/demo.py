@@ -48,7 +48,7 @@ class Setting:
 
 FEWER_COEFFICIENTS = (-0.2, -0.1, 0.0, 0.1, 0.2)
 # Most of the length of Gemma 3's stream lies in a few channels that hardly change: a fifth of it is all of the rest.
-SETTINGS = {"gemma3_text": Setting(1 / 2, 0.05, 0.1), "gemma3": Setting(1 / 2, 0.05, 0.1)}
+SETTINGS = {"gemma3_text": Setting(1 / 2, 0.05, 0.05), "gemma3": Setting(1 / 2, 0.05, 0.05)}
 
 
 def setting_for(model: Any) -> Setting:
