@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from steerfast.models import attach
+from steerfast.models import attach, find_decoder
 from steerfast.plans.plan import Plan
 
 
@@ -62,7 +62,7 @@ def step_times(
     every variant is taken before step i + 1 of any, in a rotating order; all decode the same tokens.
     """
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = int(model.config.vocab_size)
+    vocabulary = int(find_decoder(model).config.vocab_size)
     device = next(model.parameters()).device
     prompt = torch.randint(vocabulary, (batch, prompt_tokens), generator=generator).to(device)
     following = torch.randint(vocabulary, (steps, batch, 1), generator=generator).to(device)

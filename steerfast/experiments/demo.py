@@ -47,8 +47,9 @@ class Setting:
 
 
 FEWER_COEFFICIENTS = (-0.2, -0.1, 0.0, 0.1, 0.2)
-# Most of the length of Gemma 3's stream lies in a few channels that hardly change: a fifth of it is all of the rest.
-SETTINGS = {"gemma3_text": Setting(1 / 2, 0.05, 0.1), "gemma3": Setting(1 / 2, 0.05, 0.1)}
+# In the middle of Gemma 3 270M three channels of 640 hold 97% of the stream's energy and hardly change. What tells one
+# token from another is a fifth of its length, so that doses in units of that length are a quarter of other models'.
+SETTINGS = {"gemma3_text": Setting(1 / 2, 0.05, 0.05)}
 
 
 def setting_for(model: Any) -> Setting:

@@ -67,7 +67,5 @@ def _absent(name: str, package: Package) -> SteerfastError:
     first, *parts = package.projects
     what = f"{first} and its {len(parts)} parts" if parts else first
     return SteerfastError(
-        f"{name} comes with the package {what}, not all of which is installed here: {package.install}; or name another model"
-        if parts
-        else f"{name} comes with the package {what}: {package.install}, or name a model"
+        f"{name} comes with the package {what}, which is not all here: {package.install}; or name another model"
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steerfast.decoders.evaluating import evaluating
+from steerfast.models import find_decoder
 from steerfast.models.projection import Projection
 from steerfast.models.tokens import are_many, as_ids
 from steerfast.plans.plan import Plan
@@ -113,10 +114,12 @@ def default_batch_tokens(model: nn.Module) -> int:
     Depends on the machine only, never on how busy it is: the same sweep forms the same batches again.
     """
     weight = next(model.parameters())
-    config: Any = model.config
+    decoder = find_decoder(model)
     # Of one layer, alive together: streams, norm and branch, the MLP's three, queries, keys and values; and
     # the stream that each fork on the way keeps.
-    values = 8 * config.hidden_size + 3 * config.intermediate_size
+    width = decoder.hidden_size
+    within = getattr(decoder.config, "intermediate_size", None)  # not every config names it so
+    values = 8 * width + 3 * (within if isinstance(within, int) else 4 * width)
     per_token = weight.element_size() * values
     if weight.device.type == "cuda":
         memory = torch.cuda.get_device_properties(weight.device).total_memory

@@ -33,7 +33,9 @@ def cost(plan: Plan, model: Any) -> PlanCost:
     model: a model, whose configuration is read, or its number of layers. Raises ValueError for a plan that cannot run
     (more than 16 reads at a site, say) or names layers beyond the model's.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()  # of the decoder, where vision stands beside it
     layers = whole("model, or its number of layers,", getattr(config, "num_hidden_layers", model))
     if plan.layers[-1] >= layers:
         raise ValueError(f"plan names layer {plan.layers[-1]}, but the model has {layers} layers")

@@ -16,9 +16,15 @@ from steerfast.experiments.measure import check_capable, model_digest
 def test_presets_load(name):
     found = config.load_preset(name)
     assert found.name == name
-    assert found.behaviours is not None
-    assert set(found.behaviours.simultaneous) == set(found.behaviours.behaviours)
     assert list(found.broad.coefficients) == sorted(found.broad.coefficients)
+    if found.behaviours is not None:
+        assert set(found.behaviours.simultaneous) == set(found.behaviours.behaviours)
+
+
+def test_presets_with_questions_are_of_models_that_answer_them():
+    """Gemma's is the base model, which goes on with a text."""
+    chatting = [name for name in config.presets() if config.load_preset(name).behaviours]
+    assert chatting == ["llama-2-7b-chat", "smollm2"]
 
 
 def test_the_papers_preset_is_the_papers():

@@ -10,7 +10,7 @@ from steerfast import SteerfastError, attach
 from steerfast.decoders.find import find_decoder
 from steerfast.experiments.dose import PairBatch, log_probability_differences
 from steerfast.models.projection import Projection
-from steerfast.sweep.engine import sweep
+from steerfast.sweep.engine import default_batch_tokens, sweep
 from steerfast.sweep.readouts import NextTokens
 
 KINDS = ("llama", "gemma2", "granite", "cohere", "gpt2", "gpt_neox", "opt", "mixtral", "bloom")
@@ -58,3 +58,8 @@ def test_a_decoder_alone_makes_no_logits():
     model = tiny_decoder("llama").model
     with pytest.raises(SteerfastError, match="LlamaModel makes no logits of its stream"):
         Projection(model)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "mixtral", "gemma3_text"])
+def test_a_batch_fits_whatever_a_config_calls_its_sizes(name):
+    assert 0 < default_batch_tokens(tiny_decoder(name)) <= 4096

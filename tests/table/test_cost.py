@@ -99,3 +99,14 @@ def test_what_cannot_run_has_no_cost():
         cost(steer(A, 1.0), 5)
     with pytest.raises(TypeError, match="model, or its number of layers, is an integer"):
         cost(steer(A, 1.0), object())
+
+
+def test_layers_are_counted_in_the_decoder_beside_a_vision_tower():
+    from tiny_decoders import tiny_config
+    from transformers import CONFIG_MAPPING
+
+    config = tiny_config(CONFIG_MAPPING["gemma3"], 4, {})
+    assert not hasattr(config, "num_hidden_layers")
+    model = type("Beside", (), {"config": config})()
+    plan = steer(SteeringVector("v", {2: torch.ones(64)}))
+    assert cost(plan, model) == cost(plan, 4)
