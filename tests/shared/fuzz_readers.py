@@ -360,6 +360,8 @@ def _vector_file(draw: random.Random, valid: bytes) -> bytes:
 
 def every(folder: Path) -> list[Reader]:
     """All readers, with what they need in a folder."""
+    import fuzz_formats  # which takes from here how things are changed
+
     vectors = {"joy": _vector(0)}
     save_vector(vectors["joy"], folder / "joy.safetensors")
     save_vector(_vector(2), folder.parent / "secret.safetensors")
@@ -429,6 +431,7 @@ def every(folder: Path) -> list[Reader]:
             lines,
         ),
         Reader("preset", through_file("t.toml", config.load_preset), _preset),
+        *fuzz_formats.every(folder),
     ]
 
 
