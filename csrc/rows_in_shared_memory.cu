@@ -18,59 +18,79 @@ template <typename T, typename W>
 class RowInSharedMemory {
  public:
   using Element = T;
-  using Index = int;
+  using Place = int;  // where a vector begins in the row
   static constexpr int kLanes = kLanesOf<T>;
-  static constexpr bool vector = true;
 
   __device__ explicit RowInSharedMemory(const SteerParams& p)
-      : weight_(static_cast<const W*>(p.weight)), width_(static_cast<int>(p.width)) {}
+      : width_(static_cast<int>(p.width)), vectors_(vectors_of(p.width, kLanes)) {}
 
   __device__ void fetch(const SteerParams& p, int64_t index) {
     const T* const residual = static_cast<const T*>(p.residual) + index * p.residual_stride;
-    const T* const x = static_cast<const T*>(p.x) + index * p.x_stride;
-    over_vectors([&](int first, int left) {
-      const Packed<T, kLanes> h = load<Reuse::kNone, kLanes>(residual + first, left, true);
-      put(first, p.x ? sum_of(h, load<Reuse::kNone, kLanes>(x + first, left, true)) : h);
+    const T* const x = p.x ? static_cast<const T*>(p.x) + index * p.x_stride : nullptr;
+    stream_ = static_cast<T*>(p.stream) + index * p.stream_stride;
+    normed_ = p.normed ? static_cast<W*>(p.normed) + index * p.normed_stride : nullptr;
+    over_vectors([&](int first) {
+      Packed<T, kLanes> h, of_x;
+      load_once(global_address(residual + first), true, h);
+      if (x) {
+        load_once(global_address(x + first), true, of_x);
+        h = packed_sum(h, of_x);
+      }
+      put_in_shared(first, h);
     });
   }
 
   template <typename F>
   __device__ void each(const F& f) const {
-    over_vectors([&](int first, int left) { f(first, left, got(first)); });
+    over_vectors([&](int first) { f(first, got(first)); });
   }
   template <typename Make, typename Use>
   __device__ void replace(const Make& make, const Use& use) {
-    over_vectors([&](int first, int left) {
-      const Packed<T, kLanes> made = make(first, left, got(first));
-      put(first, made);
-      use(first, left, made);
+    over_vectors([&](int first) {
+      const Packed<T, kLanes> made = make(first, got(first));
+      put_in_shared(first, made);
+      use(first, made);
     });
   }
-  __device__ void fetch_weight() const {}
+  __device__ void fetch_weight(const SteerParams& p) { weight_ = static_cast<const W*>(p.weight); }
   template <typename F>
   __device__ void each_with_weight(const F& f) const {
-    over_vectors([&](int first, int left) {
-      f(first, left, got(first), load<Reuse::kSome, kLanes>(weight_ + first, left, true));
-    });
+    over_vectors(
+        [&](int first) { f(first, got(first), load<kLanes>(weight_ + first, kLanes, true)); });
+  }
+
+  __device__ Packed<float, kLanes> part(const SteerParams& p, int32_t bank_row, int first) const {
+    return load<kLanes>(bank_vector(p, bank_row, first), kLanes, true);
+  }
+  __device__ void keep(int first, const Packed<T, kLanes>& out) const {
+    store(out, stream_ + first, kLanes, true);
+  }
+  __device__ void put(int first, const Packed<W, kLanes>& out) const {
+    store(out, normed_ + first, kLanes, true);
+  }
+  __device__ void empty(const SteerParams& p, int64_t index) const {
+    T* const emptied = static_cast<T*>(p.emptied) + index * p.x_stride;
+    over_vectors([&](int first) { store(Packed<T, kLanes>{}, emptied + first, kLanes, true); });
   }
 
  private:
   template <typename F>
   __device__ void over_vectors(const F& f) const {
+    int first = first_of<kLanes>(vectors_);
 #pragma unroll 1
-    for (int first = first_of<kLanes>(0); first < width_; first += blockDim.x * kLanes)
-      f(first, width_ - first);
+    for (int v = 0; v < vectors_ && first < width_; ++v, first += kStep<kLanes>) f(first);
   }
   static __device__ Packed<T, kLanes> got(int first) {
-    return load<Reuse::kSome, kLanes>(reinterpret_cast<const T*>(dynamic_shared) + first, kLanes,
-                                      true);
+    return load<kLanes>(reinterpret_cast<const T*>(dynamic_shared) + first, kLanes, true);
   }
-  static __device__ void put(int first, const Packed<T, kLanes>& packed) {
+  static __device__ void put_in_shared(int first, const Packed<T, kLanes>& packed) {
     store(packed, reinterpret_cast<T*>(dynamic_shared) + first, kLanes, true);
   }
 
+  int width_, vectors_;
+  T* stream_;
+  W* normed_;
   const W* weight_;
-  int width_;
 };
 
 template <typename T, typename W>
@@ -78,17 +98,18 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     rows_in_shared_memory(const __grid_constant__ SteerParams p,
                           const __grid_constant__ Chunks chunks) {
   __shared__ RowShared<true> shared;
-  BlockSum block_sum(shared.sums);
+  BlockSum<kMaxWarps> block_sum(shared.sums);
+  const ReciprocalRms reciprocal_rms(p);
   RowInSharedMemory<T, W> row(p);
   wait_for_kernel_before();
 
   int64_t index = chunks.begin(blockIdx.x);
 #pragma unroll 1
   for (int rest = chunks.rows(blockIdx.x); rest > 0; --rest, ++index) {
-    const Route<true> route = route_at(p, index);
+    const Route<true> route = route_at(p, index, true);
     row.fetch(p, index);
     if (rest == 1) let_kernel_behind_start();
-    work_on<true, W>(p, index, route, row, shared, block_sum);
+    work_on<true, W>(p, index, route, reciprocal_rms, row, shared, block_sum);
   }
 }
 

@@ -22,7 +22,7 @@ bool all_aligned(const SteerParams& p) {
   return p.width * size % 16 == 0 && aligned(p.x, p.x_stride, size) &&
          aligned(p.residual, p.residual_stride, size) && aligned(p.stream, p.stream_stride, size) &&
          aligned(p.weight, 0, weight_size) && aligned(p.normed, p.normed_stride, weight_size) &&
-         aligned(p.bank, p.width, sizeof(float));
+         aligned(p.bank, p.width, sizeof(float)) && aligned(p.records, 0, sizeof(Record));
 }
 
 }  // namespace
