@@ -48,7 +48,7 @@ __device__ inline void sum_dots(const SteerParams& p, int read_count, int32_t so
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         widen(row.part(p, axis[k], place), direction);
-        dots[k] += dot_of(h, direction);
+        dots[k] += row.there(place) ? dot_of(h, direction) : 0.f;
       }
     });
     const float dot = warp_sums(dots);
@@ -73,6 +73,7 @@ __device__ inline void sum_exact_dots(const SteerParams& p, unsigned wanted, int
     double dot = 0.0, squares = 0.0;
     row.each([&](const typename Row::Place& place, const Vector& packed) {
       float h[Row::kLanes], direction[Row::kLanes];
+      if (!row.there(place)) return;
       widen(packed, h);
       widen(row.part(p, axis, place), direction);
 #pragma unroll

@@ -69,39 +69,49 @@ class RoutesAhead {
   __device__ void fetch(const SteerParams& p, int64_t row, int count) {
     const int lane = threadIdx.x % kWarp;
     const bool there = p.row_slot && lane < count;
-    of_lane_ = Route<kReads>();
-    if (there) of_lane_ = route_of<kReads>(p, p.row_slot[row + lane], p.row_gain[row + lane], true);
+    Route<kReads> route;
+    if (there) route = route_of<kReads>(p, p.row_slot[row + lane], p.row_gain[row + lane], true);
+    delta_ = route.delta;
+    gain_ = route.gain;
+    kinds_ = static_cast<int>(route.finish);
+    if constexpr (kReads) {
+      program_ = route.program;
+      kinds_ |= route.read_count << kFinishBits;
+    }
   }
   __device__ Route<kReads> at(int lane) const {
     Route<kReads> route;
-    route.delta = __shfl_sync(kWholeWarp, of_lane_.delta, lane);
-    route.gain = __shfl_sync(kWholeWarp, of_lane_.gain, lane);
-    route.finish =
-        static_cast<Finish>(__shfl_sync(kWholeWarp, static_cast<int>(of_lane_.finish), lane));
+    route.delta = __shfl_sync(kWholeWarp, delta_, lane);
+    route.gain = __shfl_sync(kWholeWarp, gain_, lane);
+    const int kinds = __shfl_sync(kWholeWarp, kinds_, lane);
     if constexpr (kReads) {
-      route.program = __shfl_sync(kWholeWarp, of_lane_.program, lane);
-      route.read_count = __shfl_sync(kWholeWarp, of_lane_.read_count, lane);
+      route.finish = static_cast<Finish>(kinds & ((1 << kFinishBits) - 1));
+      route.read_count = kinds >> kFinishBits;
+      route.program = __shfl_sync(kWholeWarp, program_, lane);
+    } else {
+      route.finish = static_cast<Finish>(kinds);
     }
     return route;
   }
 
  private:
-  Route<kReads> of_lane_;
+  static constexpr int kFinishBits = 2;
+  int32_t delta_, program_;
+  int kinds_;  // the finish, and how many reads
+  float gain_;
 };
 
-// Zeros of the bank, for what is not there. They are loaded too: a branch around each load would
-// have every load wait for the one before.
-alignas(16) __device__ const float kZeros[8] = {};
-
-// A place in a bank row, from where it is in the first.
-__device__ inline const float* bank_row_at(const float* in_first, int32_t bank_row,
-                                           uint32_t row_bytes) {
-  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(in_first) +
+__device__ inline const float* bank_row_at(const SteerParams& p, int32_t bank_row) {
+  const auto row_bytes = static_cast<uint32_t>(p.width * sizeof(float));
+  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(p.bank) +
                                         uint64_t{static_cast<uint32_t>(bank_row)} * row_bytes);
 }
-__device__ inline const float* bank_vector(const SteerParams& p, int32_t bank_row, int64_t first) {
-  const auto row_bytes = static_cast<uint32_t>(p.width * sizeof(float));
-  return bank_row >= 0 ? bank_row_at(p.bank + first, bank_row, row_bytes) : kZeros;
+
+// Where element `first` of a row of the bank lies, or as many zeros as a vector has for row -1.
+// They are loaded too: a branch around each load would have every load wait for the one before.
+alignas(16) __device__ const float kZeros[8] = {};
+__device__ inline const float* part_at(const SteerParams& p, int32_t bank_row, int64_t first) {
+  return bank_row >= 0 ? bank_row_at(p, bank_row) + first : kZeros;
 }
 
 // A read of a route. (Where 32 bits are not enough to count them, the table has 200 GB.)

@@ -51,9 +51,10 @@ __device__ inline void stay_known(Number& number) {
   }
 }
 
-// x and residual are read once: kept out of L1, where the deltas of this block's rows stay. Where
-// `there` is false nothing is read and v stays as it is, without a branch.
-__device__ inline void load_once(uint64_t address, bool there, uint4& v) {
+// 16 bytes at an address, or what `otherwise` holds where they are not there: without a branch.
+// Of x and residual, which are read once: kept out of L1, where the deltas of this block's rows
+// stay.
+__device__ inline void load_once(bool there, const uint4* at, uint4& otherwise) {
 #ifdef __CUDA_ARCH__
   asm volatile(
       "{\n"
@@ -61,22 +62,13 @@ __device__ inline void load_once(uint64_t address, bool there, uint4& v) {
       "setp.ne.s32 there, %5, 0;\n"
       "@there ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
       "}"
-      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
-      : "l"(address), "r"(static_cast<int>(there))
+      : "+r"(otherwise.x), "+r"(otherwise.y), "+r"(otherwise.z), "+r"(otherwise.w)
+      : "l"(__cvta_generic_to_global(at)), "r"(static_cast<int>(there))
       : "memory");
 #else
-  if (there) v = *reinterpret_cast<const uint4*>(address);  // tests/ops/emulation, on the host
+  if (there) otherwise = *at;  // tests/ops/emulation runs this file on the host
 #endif
 }
-// An address as load_once takes it.
-__device__ inline uint64_t global_address(const void* at) {
-#ifdef __CUDA_ARCH__
-  return __cvta_generic_to_global(at);
-#else
-  return reinterpret_cast<uint64_t>(at);
-#endif
-}
-
 // On its way to L2.
 __device__ inline void prefetch(const void* at) {
 #ifdef __CUDA_ARCH__
@@ -84,19 +76,21 @@ __device__ inline void prefetch(const void* at) {
 #endif
 }
 
-// A vector that is read once, at a multiple of 16; `packed` stays as it is where it is not there.
+// A vector at a multiple of 16; `otherwise` where it is not there.
 template <typename T, int kLanes>
-__device__ inline void load_once(uint64_t address, bool there, Packed<T, kLanes>& packed) {
+__device__ inline Packed<T, kLanes> load_once(bool there, const T* at,
+                                              Packed<T, kLanes> otherwise) {
 #pragma unroll
-  for (int i = 0; i < packed.kWords / 4; ++i) {
-    uint4 v = {packed.word[4 * i], packed.word[4 * i + 1], packed.word[4 * i + 2],
-               packed.word[4 * i + 3]};
-    load_once(address + i * sizeof v, there, v);
-    packed.word[4 * i] = v.x;
-    packed.word[4 * i + 1] = v.y;
-    packed.word[4 * i + 2] = v.z;
-    packed.word[4 * i + 3] = v.w;
+  for (int i = 0; i < otherwise.kWords; i += 4) {
+    uint32_t (&word)[otherwise.kWords] = otherwise.word;
+    uint4 v = {word[i], word[i + 1], word[i + 2], word[i + 3]};
+    load_once(there, reinterpret_cast<const uint4*>(at) + i / 4, v);
+    word[i] = v.x;
+    word[i + 1] = v.y;
+    word[i + 2] = v.z;
+    word[i + 3] = v.w;
   }
+  return otherwise;
 }
 
 // The first `count` of kLanes elements at an address, zeros behind them. `vector` says that all of

@@ -23,9 +23,9 @@ class RowReread {
       : vector_(vector),
         vectors_(vectors_of(p.width, kLanes)),
         width_(p.width),
+        index_(index),
         residual_(static_cast<const T*>(p.residual) + index * p.residual_stride),
         x_(p.x ? static_cast<const T*>(p.x) + index * p.x_stride : nullptr),
-        weight_(static_cast<const W*>(p.weight)),
         stream_(static_cast<T*>(p.stream) + index * p.stream_stride),
         normed_(p.normed ? static_cast<W*>(p.normed) + index * p.normed_stride : nullptr) {}
 
@@ -40,27 +40,29 @@ class RowReread {
   __device__ void fetch_weight(const SteerParams&) const {}
   // After replace, which has stored the stream.
   template <typename F>
-  __device__ void each_with_weight(const F& f) const {
+  __device__ void each_with_weight(const SteerParams& p, const F& f) const {
+    const W* const weight = static_cast<const W*>(p.weight);
     over_vectors([&](const Place& place) {
       f(place, load<kLanes>(stream_ + place.first, place.left, vector_),
-        load<kLanes>(weight_ + place.first, place.left, vector_));
+        load<kLanes>(weight + place.first, place.left, vector_));
     });
   }
 
+  __device__ bool there(const Place&) const { return true; }
   __device__ Packed<float, kLanes> part(const SteerParams& p, int32_t bank_row,
                                         const Place& place) const {
-    if (vector_) return load<kLanes>(bank_vector(p, bank_row, place.first), kLanes, true);
+    if (vector_) return load<kLanes>(part_at(p, bank_row, place.first), kLanes, true);
     if (bank_row < 0) return {};
     return load<kLanes>(p.bank + bank_row * p.width + place.first, place.left, false);
   }
-  __device__ void keep(const Place& place, const Packed<T, kLanes>& out) const {
+  __device__ void keep(const SteerParams&, const Place& place, const Packed<T, kLanes>& out) const {
     store(out, stream_ + place.first, place.left, vector_);
   }
-  __device__ void put(const Place& place, const Packed<W, kLanes>& out) const {
+  __device__ void put(const SteerParams&, const Place& place, const Packed<W, kLanes>& out) const {
     store(out, normed_ + place.first, place.left, vector_);
   }
-  __device__ void empty(const SteerParams& p, int64_t index) const {
-    T* const emptied = static_cast<T*>(p.emptied) + index * p.x_stride;
+  __device__ void empty(const SteerParams& p) const {
+    T* const emptied = static_cast<T*>(p.emptied) + index_ * p.x_stride;
     over_vectors([&](const Place& place) {
       store(Packed<T, kLanes>{}, emptied + place.first, place.left, vector_);
     });
@@ -81,9 +83,8 @@ class RowReread {
 
   bool vector_;
   int vectors_;
-  int64_t width_;
+  int64_t width_, index_;
   const T *residual_, *x_;
-  const W* weight_;
   T* stream_;
   W* normed_;
 };
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   const int64_t end = chunks.begin(blockIdx.x + 1);
   for (int64_t index = chunks.begin(blockIdx.x); index < end; ++index) {
     RowReread<T, W> row(p, index, vector);
-    work_on<true, W>(p, index, route_at(p, index, vector), reciprocal_rms, row, shared, block_sum);
+    work_on<true, W>(p, route_at(p, index, vector), reciprocal_rms, row, shared, block_sum);
   }
 }
 

@@ -4,8 +4,8 @@
 //
 // Few rows: one block each. Many rows: as many blocks as fit on the device, each with a run of
 // neighbouring rows; it has the next row on its way while it works on this one. Bank rows come
-// through L1, where neighbours in one slot find them. The norm's weight stays in registers, but for
-// rows with reads, which need these: there it is fetched for every row, from L2.
+// through L1, where neighbours in one slot find them. The norm's weight stays in registers where
+// there is room.
 #pragma once
 
 #include "launch.cuh"
@@ -21,47 +21,81 @@ constexpr int blocks_wanted() {
   return 3;
 }
 
+// This thread's place in rows of x, of the residual or of a result, from one row to the next. Held,
+// it moves on; where registers are short it is worked out anew.
+template <typename T, bool kHold>
+class RowsOf {
+ public:
+  __device__ RowsOf(T* rows, int64_t stride, int64_t index, int first)
+      : at_(rows ? rows + index * stride + first : nullptr) {}
+  __device__ void advance(int64_t stride) { at_ += stride; }
+  __device__ T* at(T*, int64_t, int64_t, int) const { return at_; }
+
+ private:
+  T* at_;
+};
+template <typename T>
+class RowsOf<T, false> {
+ public:
+  __device__ RowsOf(T*, int64_t, int64_t, int) {}
+  __device__ void advance(int64_t) {}
+  __device__ T* at(T* rows, int64_t stride, int64_t index, int first) const {
+    return rows + index * stride + first;
+  }
+};
+
 // This thread's part of the row that is yet to be worked on. Threads beyond the row keep zeros.
-template <typename T, int kVectors>
+template <typename T, int kVectors, bool kHold>
 class Incoming {
  public:
   static constexpr int kLanes = kLanesOf<T>;
   Packed<T, kLanes> residual[kVectors] = {}, x[kVectors] = {};
 
-  __device__ Incoming(const SteerParams& p, int first, int64_t row)
+  __device__ Incoming(const SteerParams& p, int first, int64_t index)
       : left_(static_cast<int>(p.width) - first),
-        residual_at_(place_of(p.residual, row * p.residual_stride + first)),
-        x_at_(place_of(p.x, row * p.x_stride + first)) {
+        index_(index),
+        residual_(static_cast<const T*>(p.residual), p.residual_stride, index, first),
+        x_(static_cast<const T*>(p.x), p.x_stride, index, first) {
     stay_known(left_);
   }
 
   __device__ void fetch(const SteerParams& p) {
+    const int first = static_cast<int>(p.width) - left_;
+    const T* const residual_at =
+        residual_.at(static_cast<const T*>(p.residual), p.residual_stride, index_, first);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v)
-      load_once(residual_at_ + v * kStepBytes, left_ > v * kStep<kLanes>, residual[v]);
+      residual[v] =
+          load_once(left_ > v * kStep<kLanes>, residual_at + v * kStep<kLanes>, residual[v]);
     if (!p.x) return;
+    const T* const x_at = x_.at(static_cast<const T*>(p.x), p.x_stride, index_, first);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v)
-      load_once(x_at_ + v * kStepBytes, left_ > v * kStep<kLanes>, x[v]);
+      x[v] = load_once(left_ > v * kStep<kLanes>, x_at + v * kStep<kLanes>, x[v]);
   }
   __device__ void fetch_next(const SteerParams& p) {
-    residual_at_ += p.residual_stride * sizeof(T);
-    x_at_ += p.x_stride * sizeof(T);
+    ++index_;
+    residual_.advance(p.residual_stride);
+    x_.advance(p.x_stride);
     fetch(p);
   }
 
  private:
-  static constexpr int kStepBytes = kStep<kLanes> * sizeof(T);
-  static __device__ uint64_t place_of(const void* rows, int64_t element) {
-    return global_address(rows) + element * sizeof(T);
-  }
-
   int left_;
-  uint64_t residual_at_, x_at_;
+  int64_t index_;
+  RowsOf<const T, kHold> residual_, x_;
 };
 
+// Where registers are short the norm's weight is read for every row, from L1 or L2: ahead of the
+// sum that the norm waits for, or after it.
+enum class Weight { kKept, kAhead, kLate };
+template <typename T, typename W, int kVectors, bool kReads>
+constexpr Weight kWeightOf = kVectors > 2 && sizeof(W) > sizeof(T) ? Weight::kLate
+                             : kReads                              ? Weight::kAhead
+                                                                   : Weight::kKept;
+
 // A Row of work_on.
-template <typename T, typename W, int kVectors, bool kKeepWeight>
+template <typename T, typename W, int kVectors, Weight kWeight, bool kHold>
 class RowInRegisters {
  public:
   using Element = T;
@@ -70,21 +104,13 @@ class RowInRegisters {
 
   // Reads nothing but the weight.
   __device__ RowInRegisters(const SteerParams& p, int first, int64_t index)
-      : first_(first),
-        left_(static_cast<int>(p.width) - first),
-        stream_at_(static_cast<T*>(p.stream) + index * p.stream_stride + first),
-        normed_at_(static_cast<W*>(p.normed)) {
-    stay_known(first_);
+      : left_(static_cast<int>(p.width) - first),
+        index_(index),
+        stream_(static_cast<T*>(p.stream), p.stream_stride, index, first),
+        normed_(static_cast<W*>(p.normed), p.normed_stride, index, first) {
     stay_known(left_);
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      bank_at_[v] = there(v) && p.bank ? p.bank + first + v * kStep<kLanes> : kZeros;
-      row_bytes_[v] = there(v) ? static_cast<uint32_t>(p.width * sizeof(float)) : 0;
-      stay_known(row_bytes_[v]);
-    }
     if (!p.normed) return;
-    normed_at_ += index * p.normed_stride + first;
-    if constexpr (kKeepWeight) {
+    if constexpr (kWeight == Weight::kKept) {
       load_weight(p);
     } else {
 #pragma unroll
@@ -94,7 +120,7 @@ class RowInRegisters {
     }
   }
 
-  __device__ void take(const SteerParams& p, const Incoming<T, kVectors>& incoming) {
+  __device__ void take(const SteerParams& p, const Incoming<T, kVectors, kHold>& incoming) {
     if (p.x) {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) row_[v] = packed_sum(incoming.residual[v], incoming.x[v]);
@@ -105,8 +131,9 @@ class RowInRegisters {
   }
   // Results go one row further.
   __device__ void advance(const SteerParams& p) {
-    stream_at_ += p.stream_stride;
-    normed_at_ += p.normed_stride;
+    stream_.advance(p.stream_stride);
+    normed_.advance(p.normed_stride);
+    ++index_;
   }
 
   template <typename F>
@@ -122,30 +149,37 @@ class RowInRegisters {
     for (int v = 0; v < kVectors; ++v) use(v, row_[v]);
   }
   __device__ void fetch_weight(const SteerParams& p) {
-    if constexpr (!kKeepWeight) load_weight(p);
+    if constexpr (kWeight == Weight::kAhead) load_weight(p);
   }
   template <typename F>
-  __device__ void each_with_weight(const F& f) const {
+  __device__ void each_with_weight(const SteerParams& p, const F& f) const {
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) f(v, packed(row_[v]), packed(weight_[v]));
+    for (int v = 0; v < kVectors; ++v) {
+      if constexpr (kWeight == Weight::kLate) {
+        f(v, packed(row_[v]), weight_of(p, v));
+      } else {
+        f(v, packed(row_[v]), packed(weight_[v]));
+      }
+    }
   }
 
-  __device__ Packed<float, kLanes> delta(const SteerParams&, int32_t bank_row, int v) const {
-    return load<kLanes>(bank_row_at(bank_at_[v], bank_row, row_bytes_[v]), kLanes, true);
+  __device__ bool there(int v) const { return left_ > v * kStep<kLanes>; }
+  __device__ Packed<float, kLanes> delta(const SteerParams& p, int32_t bank_row, int v) const {
+    return load<kLanes>(bank_row_at(p, bank_row) + in_bank(p, v), kLanes, true);
   }
-  __device__ Packed<float, kLanes> part(const SteerParams&, int32_t bank_row, int v) const {
-    const float* const at =
-        bank_row >= 0 ? bank_row_at(bank_at_[v], bank_row, row_bytes_[v]) : kZeros;
-    return load<kLanes>(at, kLanes, true);
+  __device__ Packed<float, kLanes> part(const SteerParams& p, int32_t bank_row, int v) const {
+    return load<kLanes>(part_at(p, bank_row, in_bank(p, v)), kLanes, true);
   }
-  __device__ void keep(int v, const Packed<T, kLanes>& out) const {
-    if (there(v)) store(out, stream_at_ + v * kStep<kLanes>, kLanes, true);
+  __device__ void keep(const SteerParams& p, int v, const Packed<T, kLanes>& out) const {
+    T* const at = stream_.at(static_cast<T*>(p.stream), p.stream_stride, index_, first(p));
+    if (there(v)) store(out, at + v * kStep<kLanes>, kLanes, true);
   }
-  __device__ void put(int v, const Packed<W, kLanes>& out) const {
-    if (there(v)) store(out, normed_at_ + v * kStep<kLanes>, kLanes, true);
+  __device__ void put(const SteerParams& p, int v, const Packed<W, kLanes>& out) const {
+    W* const at = normed_.at(static_cast<W*>(p.normed), p.normed_stride, index_, first(p));
+    if (there(v)) store(out, at + v * kStep<kLanes>, kLanes, true);
   }
-  __device__ void empty(const SteerParams& p, int64_t index) const {
-    T* const emptied = static_cast<T*>(p.emptied) + index * p.x_stride + first_;
+  __device__ void empty(const SteerParams& p) const {
+    T* const emptied = static_cast<T*>(p.emptied) + index_ * p.x_stride + first(p);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       if (there(v)) store(Packed<T, kLanes>{}, emptied + v * kStep<kLanes>, kLanes, true);
@@ -153,12 +187,18 @@ class RowInRegisters {
   }
 
  private:
-  __device__ bool there(int v) const { return left_ > v * kStep<kLanes>; }
+  // Beyond the row, some place in it.
+  __device__ int in_bank(const SteerParams& p, int v) const {
+    return there(v) ? first(p) + v * kStep<kLanes> : 0;
+  }
+  __device__ int first(const SteerParams& p) const { return static_cast<int>(p.width) - left_; }
+  __device__ Packed<W, kLanes> weight_of(const SteerParams& p, int v) const {
+    const W* const weight = static_cast<const W*>(p.weight) + first(p);
+    return load<kLanes>(weight + v * kStep<kLanes>, there(v) ? kLanes : 0, true);
+  }
   __device__ void load_weight(const SteerParams& p) {
-    const W* const weight = static_cast<const W*>(p.weight) + first_;
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v)
-      weight_[v] = load<kLanes>(weight + v * kStep<kLanes>, there(v) ? kLanes : 0, true);
+    for (int v = 0; v < kVectors; ++v) weight_[v] = weight_of(p, v);
   }
 
   // Keeps the compiler from holding a vector as float32, in twice the registers, over a barrier.
@@ -168,13 +208,12 @@ class RowInRegisters {
     return vector;
   }
 
-  int first_, left_;  // this thread's first element, and how many there are from it on
-  T* stream_at_;
-  W* normed_at_;
-  const float* bank_at_[kVectors];
-  uint32_t row_bytes_[kVectors];
+  int left_;  // elements from this thread's first one to the row's end
+  int64_t index_;
+  RowsOf<T, kHold> stream_;
+  RowsOf<W, kHold> normed_;
   Packed<T, kLanes> row_[kVectors];
-  Packed<W, kLanes> weight_[kVectors];
+  Packed<W, kLanes> weight_[kWeight == Weight::kLate ? 1 : kVectors];
 };
 
 template <typename T, typename W, int kVectors, int kThreads, bool kReads>
@@ -187,10 +226,10 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<T, W, kVectors, kThrea
   const ReciprocalRms reciprocal_rms(p);
   const int first = first_of<kLanesOf<T>>(kVectors);
   const int64_t begin = chunks.begin(blockIdx.x);
-  RowInRegisters<T, W, kVectors, !kReads> row(p, first, begin);
+  RowInRegisters<T, W, kVectors, kWeightOf<T, W, kVectors, kReads>, !kReads> row(p, first, begin);
   wait_for_kernel_before();  // ahead of this, nothing but the weight is read and nothing is written
 
-  Incoming<T, kVectors> incoming(p, first, begin);
+  Incoming<T, kVectors, !kReads> incoming(p, first, begin);
   incoming.fetch(p);
   RoutesAhead<kReads> routes;
   const int rows = chunks.rows(blockIdx.x);
@@ -205,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<T, W, kVectors, kThrea
     } else {
       let_kernel_behind_start();
     }
-    work_on<kReads, W>(p, begin + done, route, reciprocal_rms, row, shared, block_sum);
+    work_on<kReads, W>(p, route, reciprocal_rms, row, shared, block_sum);
     row.advance(p);
   }
 }

@@ -25,18 +25,14 @@ class RowInSharedMemory {
       : width_(static_cast<int>(p.width)), vectors_(vectors_of(p.width, kLanes)) {}
 
   __device__ void fetch(const SteerParams& p, int64_t index) {
+    index_ = index;
     const T* const residual = static_cast<const T*>(p.residual) + index * p.residual_stride;
     const T* const x = p.x ? static_cast<const T*>(p.x) + index * p.x_stride : nullptr;
     stream_ = static_cast<T*>(p.stream) + index * p.stream_stride;
     normed_ = p.normed ? static_cast<W*>(p.normed) + index * p.normed_stride : nullptr;
     over_vectors([&](int first) {
-      Packed<T, kLanes> h, of_x;
-      load_once(global_address(residual + first), true, h);
-      if (x) {
-        load_once(global_address(x + first), true, of_x);
-        h = packed_sum(h, of_x);
-      }
-      put_in_shared(first, h);
+      const Packed<T, kLanes> h = read(residual + first);
+      put_in_shared(first, x ? packed_sum(h, read(x + first)) : h);
     });
   }
 
@@ -52,24 +48,26 @@ class RowInSharedMemory {
       use(first, made);
     });
   }
-  __device__ void fetch_weight(const SteerParams& p) { weight_ = static_cast<const W*>(p.weight); }
+  __device__ void fetch_weight(const SteerParams&) const {}
   template <typename F>
-  __device__ void each_with_weight(const F& f) const {
+  __device__ void each_with_weight(const SteerParams& p, const F& f) const {
+    const W* const weight = static_cast<const W*>(p.weight);
     over_vectors(
-        [&](int first) { f(first, got(first), load<kLanes>(weight_ + first, kLanes, true)); });
+        [&](int first) { f(first, got(first), load<kLanes>(weight + first, kLanes, true)); });
   }
 
+  __device__ bool there(int) const { return true; }
   __device__ Packed<float, kLanes> part(const SteerParams& p, int32_t bank_row, int first) const {
-    return load<kLanes>(bank_vector(p, bank_row, first), kLanes, true);
+    return load<kLanes>(part_at(p, bank_row, first), kLanes, true);
   }
-  __device__ void keep(int first, const Packed<T, kLanes>& out) const {
+  __device__ void keep(const SteerParams&, int first, const Packed<T, kLanes>& out) const {
     store(out, stream_ + first, kLanes, true);
   }
-  __device__ void put(int first, const Packed<W, kLanes>& out) const {
+  __device__ void put(const SteerParams&, int first, const Packed<W, kLanes>& out) const {
     store(out, normed_ + first, kLanes, true);
   }
-  __device__ void empty(const SteerParams& p, int64_t index) const {
-    T* const emptied = static_cast<T*>(p.emptied) + index * p.x_stride;
+  __device__ void empty(const SteerParams& p) const {
+    T* const emptied = static_cast<T*>(p.emptied) + index_ * p.x_stride;
     over_vectors([&](int first) { store(Packed<T, kLanes>{}, emptied + first, kLanes, true); });
   }
 
@@ -80,6 +78,9 @@ class RowInSharedMemory {
 #pragma unroll 1
     for (int v = 0; v < vectors_ && first < width_; ++v, first += kStep<kLanes>) f(first);
   }
+  static __device__ Packed<T, kLanes> read(const T* at) {
+    return load_once(true, at, Packed<T, kLanes>());
+  }
   static __device__ Packed<T, kLanes> got(int first) {
     return load<kLanes>(reinterpret_cast<const T*>(dynamic_shared) + first, kLanes, true);
   }
@@ -88,9 +89,9 @@ class RowInSharedMemory {
   }
 
   int width_, vectors_;
+  int64_t index_;
   T* stream_;
   W* normed_;
-  const W* weight_;
 };
 
 template <typename T, typename W>
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     const Route<true> route = route_at(p, index, true);
     row.fetch(p, index);
     if (rest == 1) let_kernel_behind_start();
-    work_on<true, W>(p, index, route, reciprocal_rms, row, shared, block_sum);
+    work_on<true, W>(p, route, reciprocal_rms, row, shared, block_sum);
   }
 }
 

@@ -63,11 +63,11 @@ struct RowShared<true, kWarps> {
 };
 
 template <bool kFp32, typename W, typename Row>
-__device__ inline void put_normed(Row& row, float rstd) {
-  row.each_with_weight([&](const typename Row::Place& place,
-                           const Packed<typename Row::Element, Row::kLanes>& out,
-                           const Packed<W, Row::kLanes>& weight) {
-    row.put(place, normalised<kFp32>(out, weight, rstd));
+__device__ inline void put_normed(const SteerParams& p, Row& row, float rstd) {
+  row.each_with_weight(p, [&](const typename Row::Place& place,
+                              const Packed<typename Row::Element, Row::kLanes>& out,
+                              const Packed<W, Row::kLanes>& weight) {
+    row.put(p, place, normalised<kFp32>(out, weight, rstd));
   });
 }
 
@@ -79,14 +79,14 @@ __device__ inline void put_normed(Row& row, float rstd) {
 //     each(f)                   f(place, packed) for every vector, in order
 //     replace(make, use)        every vector becomes make(place, packed), then use(place, ...)
 //     fetch_weight(p)           soon to be wanted
-//     each_with_weight(f)       f(place, packed, weight)
+//     each_with_weight(p, f)    f(place, packed, weight)
 //     delta, part               (p, bank_row, place) of a row of the bank; part has zeros for row
 //     -1 keep, put                 a vector of the stream, of its norm empty(p, index) what is
 //     emptied
 //
 // Whether a row is active, has reads or a finish is the same for the whole block.
 template <bool kReads, typename W, typename Row, int kWarps>
-__device__ inline void work_on(const SteerParams& p, int64_t index, const Route<kReads>& route,
+__device__ inline void work_on(const SteerParams& p, const Route<kReads>& route,
                                const ReciprocalRms& reciprocal_rms, Row& row,
                                RowShared<kReads, kWarps>& shared, BlockSum<kWarps>& block_sum) {
   using T = typename Row::Element;
@@ -124,8 +124,8 @@ __device__ inline void work_on(const SteerParams& p, int64_t index, const Route<
   const auto keep = [&](const Place& place, const Vector& out) {
     float wide[kLanes];
     widen(out, wide);
-    squares[0] += sum_of_squares(wide);
-    row.keep(place, out);
+    squares[0] += row.there(place) ? sum_of_squares(wide) : 0.f;
+    row.keep(p, place, out);
   };
   if (!route.active()) {
     row.replace([](const Place&, const Vector& h) { return h; }, keep);
@@ -142,7 +142,7 @@ __device__ inline void work_on(const SteerParams& p, int64_t index, const Route<
       float h[kLanes], y[kLanes];
       steer(place, packed, h, y);
       both[0] += sum_of_squares(h);
-      both[1] += sum_of_squares(y);
+      both[1] += row.there(place) ? sum_of_squares(y) : 0.f;
     });
     block_sum(both);
     const float factor = finish_factor(both[0], both[1], route.finish);
@@ -155,16 +155,16 @@ __device__ inline void work_on(const SteerParams& p, int64_t index, const Route<
     };
     row.replace(finished, keep);
   }
-  if (p.emptied) row.empty(p, index);
+  if (p.emptied) row.empty(p);
 
   if (!p.normed) return;
   row.fetch_weight(p);
   block_sum(squares);
   const float rstd = reciprocal_rms(squares[0]);
   if (p.fp32_norm) {
-    put_normed<true, W>(row, rstd);
+    put_normed<true, W>(p, row, rstd);
   } else {
-    put_normed<false, W>(row, rstd);
+    put_normed<false, W>(p, row, rstd);
   }
 }
 
