@@ -7,10 +7,6 @@
 
 namespace steerfast {
 
-// Reads that a pass over a row takes together: 16 floats of the bank a vector. With more the
-// kernels spill.
-template <int kLanes>
-constexpr int kReadsAtOnce = 16 / kLanes;
 static_assert(kMaxReads % 4 == 0 && kMaxReads < kWarp);
 
 struct alignas(8) Term {
@@ -33,7 +29,7 @@ template <typename Row>
 __device__ inline void sum_dots(const SteerParams& p, int read_count, int32_t source,
                                 const Row& row, ReadsShared& shared) {
   using Vector = Packed<typename Row::Element, Row::kLanes>;
-  constexpr int kAtOnce = kReadsAtOnce<Row::kLanes>, kLanesOfOne = kWarp / kAtOnce;
+  constexpr int kAtOnce = Row::kReadsAtOnce, kLanesOfOne = kWarp / kAtOnce;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
 #pragma unroll 1
   for (int begin = 0; begin < read_count; begin += kAtOnce) {
@@ -157,11 +153,11 @@ template <typename Row>
 __device__ inline void add_terms(const SteerParams& p, const ReadsShared& shared, int read_count,
                                  const Row& row, const typename Row::Place& place,
                                  float (&added)[Row::kLanes]) {
-  constexpr int kLanes = Row::kLanes;
+  constexpr int kLanes = Row::kLanes, kAtOnce = Row::kReadsAtOnce;
 #pragma unroll 1
-  for (int begin = 0; begin < read_count; begin += kReadsAtOnce<kLanes>) {
+  for (int begin = 0; begin < read_count; begin += kAtOnce) {
 #pragma unroll
-    for (int k = 0; k < kReadsAtOnce<kLanes>; ++k) {
+    for (int k = 0; k < kAtOnce; ++k) {
       const Term term = shared.term[begin + k];
       float direction[kLanes];
       widen(row.part(p, term.target, place), direction);

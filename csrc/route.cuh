@@ -79,7 +79,8 @@ class RoutesAhead {
       kinds_ |= route.read_count << kFinishBits;
     }
   }
-  __device__ Route<kReads> at(int lane) const {
+  // Of a row of these: the one of that lane.
+  __device__ Route<kReads> at(const SteerParams&, int64_t, int lane) const {
     Route<kReads> route;
     route.delta = __shfl_sync(kWholeWarp, delta_, lane);
     route.gain = __shfl_sync(kWholeWarp, gain_, lane);
@@ -101,6 +102,14 @@ class RoutesAhead {
   float gain_;
 };
 
+// The same where there are no registers for it.
+struct RouteOfRow {
+  __device__ void fetch(const SteerParams&, int64_t, int) {}
+  __device__ Route<true> at(const SteerParams& p, int64_t row, int) const {
+    return route_at(p, row, true);
+  }
+};
+
 __device__ inline const float* bank_row_at(const SteerParams& p, int32_t bank_row) {
   const auto row_bytes = static_cast<uint32_t>(p.width * sizeof(float));
   return reinterpret_cast<const float*>(reinterpret_cast<const char*>(p.bank) +
@@ -110,7 +119,8 @@ __device__ inline const float* bank_row_at(const SteerParams& p, int32_t bank_ro
 // Where element `first` of a row of the bank lies, or as many zeros as a vector has for row -1.
 // They are loaded too: a branch around each load would have every load wait for the one before.
 alignas(16) __device__ const float kZeros[8] = {};
-__device__ inline const float* part_at(const SteerParams& p, int32_t bank_row, int64_t first) {
+template <typename Index>
+__device__ inline const float* part_at(const SteerParams& p, int32_t bank_row, Index first) {
   return bank_row >= 0 ? bank_row_at(p, bank_row) + first : kZeros;
 }
 

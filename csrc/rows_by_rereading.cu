@@ -17,7 +17,7 @@ class RowReread {
     int64_t first;  // where a vector begins in the row
     int left;       // how many elements it has
   };
-  static constexpr int kLanes = kLanesOf<T>;
+  static constexpr int kLanes = kLanesOf<T>, kReadsAtOnce = 16 / kLanes;
 
   __device__ RowReread(const SteerParams& p, int64_t index, bool vector)
       : vector_(vector),
@@ -95,14 +95,13 @@ __global__ void __launch_bounds__(kMaxThreads)
                       bool vector) {
   __shared__ RowShared<true> shared;
   BlockSum<kMaxWarps> block_sum(shared.sums);
-  const ReciprocalRms reciprocal_rms(p);
   wait_for_kernel_before();
   let_kernel_behind_start();
 
   const int64_t end = chunks.begin(blockIdx.x + 1);
   for (int64_t index = chunks.begin(blockIdx.x); index < end; ++index) {
     RowReread<T, W> row(p, index, vector);
-    work_on<true, W>(p, route_at(p, index, vector), reciprocal_rms, row, shared, block_sum);
+    work_on<true, W>(p, route_at(p, index, vector), row, shared, block_sum);
   }
 }
 

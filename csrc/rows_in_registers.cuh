@@ -17,8 +17,7 @@ namespace steerfast {
 template <typename T, typename W, int kVectors, int kThreads, bool kReads>
 constexpr int blocks_wanted() {
   if (kThreads > kFewThreads) return 1;
-  if (kVectors > 2) return 2;
-  return 3;
+  return kVectors > 2 || kReads ? 2 : 3;
 }
 
 // This thread's place in rows of x, of the residual or of a result, from one row to the next. Held,
@@ -52,37 +51,31 @@ class Incoming {
   Packed<T, kLanes> residual[kVectors] = {}, x[kVectors] = {};
 
   __device__ Incoming(const SteerParams& p, int first, int64_t index)
-      : left_(static_cast<int>(p.width) - first),
-        index_(index),
-        residual_(static_cast<const T*>(p.residual), p.residual_stride, index, first),
-        x_(static_cast<const T*>(p.x), p.x_stride, index, first) {
-    stay_known(left_);
-  }
+      : residual_(static_cast<const T*>(p.residual), p.residual_stride, index, first),
+        x_(static_cast<const T*>(p.x), p.x_stride, index, first) {}
 
-  __device__ void fetch(const SteerParams& p) {
-    const int first = static_cast<int>(p.width) - left_;
+  // `left` elements from this thread's first one to the row's end.
+  __device__ void fetch(const SteerParams& p, int left, int64_t index) {
+    const int first = static_cast<int>(p.width) - left;
     const T* const residual_at =
-        residual_.at(static_cast<const T*>(p.residual), p.residual_stride, index_, first);
+        residual_.at(static_cast<const T*>(p.residual), p.residual_stride, index, first);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v)
       residual[v] =
-          load_once(left_ > v * kStep<kLanes>, residual_at + v * kStep<kLanes>, residual[v]);
+          load_once(left > v * kStep<kLanes>, residual_at + v * kStep<kLanes>, residual[v]);
     if (!p.x) return;
-    const T* const x_at = x_.at(static_cast<const T*>(p.x), p.x_stride, index_, first);
+    const T* const x_at = x_.at(static_cast<const T*>(p.x), p.x_stride, index, first);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v)
-      x[v] = load_once(left_ > v * kStep<kLanes>, x_at + v * kStep<kLanes>, x[v]);
+      x[v] = load_once(left > v * kStep<kLanes>, x_at + v * kStep<kLanes>, x[v]);
   }
-  __device__ void fetch_next(const SteerParams& p) {
-    ++index_;
+  __device__ void fetch_next(const SteerParams& p, int left, int64_t index) {
     residual_.advance(p.residual_stride);
     x_.advance(p.x_stride);
-    fetch(p);
+    fetch(p, left, index + 1);
   }
 
  private:
-  int left_;
-  int64_t index_;
   RowsOf<const T, kHold> residual_, x_;
 };
 
@@ -90,9 +83,9 @@ class Incoming {
 // sum that the norm waits for, or after it.
 enum class Weight { kKept, kAhead, kLate };
 template <typename T, typename W, int kVectors, bool kReads>
-constexpr Weight kWeightOf = kVectors > 2 && sizeof(W) > sizeof(T) ? Weight::kLate
-                             : kReads                              ? Weight::kAhead
-                                                                   : Weight::kKept;
+constexpr Weight kWeightOf = sizeof(W) == sizeof(T) && !kReads ? Weight::kKept
+                             : kVectors > 2                    ? Weight::kLate
+                                                               : Weight::kAhead;
 
 // A Row of work_on.
 template <typename T, typename W, int kVectors, Weight kWeight, bool kHold>
@@ -101,11 +94,11 @@ class RowInRegisters {
   using Element = T;
   using Place = int;  // which of a thread's vectors
   static constexpr int kLanes = kLanesOf<T>;
+  static constexpr int kReadsAtOnce = 32 / (kLanes * kVectors);
 
   // Reads nothing but the weight.
   __device__ RowInRegisters(const SteerParams& p, int first, int64_t index)
       : left_(static_cast<int>(p.width) - first),
-        index_(index),
         stream_(static_cast<T*>(p.stream), p.stream_stride, index, first),
         normed_(static_cast<W*>(p.normed), p.normed_stride, index, first) {
     stay_known(left_);
@@ -120,7 +113,9 @@ class RowInRegisters {
     }
   }
 
-  __device__ void take(const SteerParams& p, const Incoming<T, kVectors, kHold>& incoming) {
+  __device__ void take(const SteerParams& p, const Incoming<T, kVectors, kHold>& incoming,
+                       int64_t index) {
+    index_ = index;
     if (p.x) {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) row_[v] = packed_sum(incoming.residual[v], incoming.x[v]);
@@ -133,8 +128,10 @@ class RowInRegisters {
   __device__ void advance(const SteerParams& p) {
     stream_.advance(p.stream_stride);
     normed_.advance(p.normed_stride);
-    ++index_;
   }
+
+  // Elements from this thread's first one to the row's end.
+  __device__ int left() const { return left_; }
 
   template <typename F>
   __device__ void each(const F& f) const {
@@ -188,7 +185,7 @@ class RowInRegisters {
 
  private:
   // Beyond the row, some place in it.
-  __device__ int in_bank(const SteerParams& p, int v) const {
+  __device__ uint32_t in_bank(const SteerParams& p, int v) const {
     return there(v) ? first(p) + v * kStep<kLanes> : 0;
   }
   __device__ int first(const SteerParams& p) const { return static_cast<int>(p.width) - left_; }
@@ -208,7 +205,7 @@ class RowInRegisters {
     return vector;
   }
 
-  int left_;  // elements from this thread's first one to the row's end
+  int left_;
   int64_t index_;
   RowsOf<T, kHold> stream_;
   RowsOf<W, kHold> normed_;
@@ -221,30 +218,29 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<T, W, kVectors, kThrea
     rows_in_registers(const __grid_constant__ SteerParams p,
                       const __grid_constant__ Chunks chunks) {
   constexpr int kWarps = kThreads / kWarp;
+  constexpr bool kHold = !kReads && kVectors == 2;
   __shared__ RowShared<kReads, kWarps> shared;
   BlockSum<kWarps> block_sum(shared.sums);
-  const ReciprocalRms reciprocal_rms(p);
   const int first = first_of<kLanesOf<T>>(kVectors);
   const int64_t begin = chunks.begin(blockIdx.x);
-  RowInRegisters<T, W, kVectors, kWeightOf<T, W, kVectors, kReads>, !kReads> row(p, first, begin);
+  RowInRegisters<T, W, kVectors, kWeightOf<T, W, kVectors, kReads>, kHold> row(p, first, begin);
   wait_for_kernel_before();  // ahead of this, nothing but the weight is read and nothing is written
 
-  Incoming<T, kVectors, !kReads> incoming(p, first, begin);
-  incoming.fetch(p);
-  RoutesAhead<kReads> routes;
+  Incoming<T, kVectors, kHold> incoming(p, first, begin);
+  incoming.fetch(p, row.left(), begin);
+  std::conditional_t<kReads && (kVectors > 2), RouteOfRow, RoutesAhead<kReads>> routes;
   const int rows = chunks.rows(blockIdx.x);
 #pragma unroll 1
   for (int done = 0; done < rows; ++done) {
-    const int lane = done % kWarp;
-    if (lane == 0) routes.fetch(p, begin + done, rows - done);
-    const Route<kReads> route = routes.at(lane);
-    row.take(p, incoming);
+    if (done % kWarp == 0) routes.fetch(p, begin + done, rows - done);
+    const Route<kReads> route = routes.at(p, begin + done, done % kWarp);
+    row.take(p, incoming, begin + done);
     if (done + 1 < rows) {
-      incoming.fetch_next(p);
+      incoming.fetch_next(p, row.left(), begin + done);
     } else {
       let_kernel_behind_start();
     }
-    work_on<kReads, W>(p, route, reciprocal_rms, row, shared, block_sum);
+    work_on<kReads, W>(p, route, row, shared, block_sum);
     row.advance(p);
   }
 }

@@ -19,7 +19,7 @@ class RowInSharedMemory {
  public:
   using Element = T;
   using Place = int;  // where a vector begins in the row
-  static constexpr int kLanes = kLanesOf<T>;
+  static constexpr int kLanes = kLanesOf<T>, kReadsAtOnce = 16 / kLanes;
 
   __device__ explicit RowInSharedMemory(const SteerParams& p)
       : width_(static_cast<int>(p.width)), vectors_(vectors_of(p.width, kLanes)) {}
@@ -100,7 +100,6 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
                           const __grid_constant__ Chunks chunks) {
   __shared__ RowShared<true> shared;
   BlockSum<kMaxWarps> block_sum(shared.sums);
-  const ReciprocalRms reciprocal_rms(p);
   RowInSharedMemory<T, W> row(p);
   wait_for_kernel_before();
 
@@ -110,7 +109,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     const Route<true> route = route_at(p, index, true);
     row.fetch(p, index);
     if (rest == 1) let_kernel_behind_start();
-    work_on<true, W>(p, route, reciprocal_rms, row, shared, block_sum);
+    work_on<true, W>(p, route, row, shared, block_sum);
   }
 }
 

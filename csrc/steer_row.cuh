@@ -17,15 +17,9 @@ __device__ inline float finish_factor(float before, float after, Finish finish) 
 }
 
 // 1 / rms(stream). The mean is the sum times 1/D, as torch's CUDA kernels have it.
-class ReciprocalRms {
- public:
-  __device__ explicit ReciprocalRms(const SteerParams& p)
-      : share_(1.f / static_cast<float>(p.width)), eps_(p.eps) {}
-  __device__ float operator()(float squares) const { return 1.f / sqrtf(squares * share_ + eps_); }
-
- private:
-  float share_, eps_;
-};
+__device__ inline float reciprocal_rms(float squares, const SteerParams& p) {
+  return 1.f / sqrtf(squares * p.inverse_width + p.eps);
+}
 
 template <int kLanes>
 __device__ inline void scale(float (&y)[kLanes], float factor) {
@@ -76,6 +70,7 @@ __device__ inline void put_normed(const SteerParams& p, Row& row, float rstd) {
 // where they come from and go to. A place is one of them in the row:
 //
 //     Element, kLanes, Place    of the stream
+//     kReadsAtOnce              reads that a pass takes together: with more the kernels spill
 //     each(f)                   f(place, packed) for every vector, in order
 //     replace(make, use)        every vector becomes make(place, packed), then use(place, ...)
 //     fetch_weight(p)           soon to be wanted
@@ -86,8 +81,7 @@ __device__ inline void put_normed(const SteerParams& p, Row& row, float rstd) {
 //
 // Whether a row is active, has reads or a finish is the same for the whole block.
 template <bool kReads, typename W, typename Row, int kWarps>
-__device__ inline void work_on(const SteerParams& p, const Route<kReads>& route,
-                               const ReciprocalRms& reciprocal_rms, Row& row,
+__device__ inline void work_on(const SteerParams& p, const Route<kReads>& route, Row& row,
                                RowShared<kReads, kWarps>& shared, BlockSum<kWarps>& block_sum) {
   using T = typename Row::Element;
   constexpr int kLanes = Row::kLanes;
@@ -160,7 +154,7 @@ __device__ inline void work_on(const SteerParams& p, const Route<kReads>& route,
   if (!p.normed) return;
   row.fetch_weight(p);
   block_sum(squares);
-  const float rstd = reciprocal_rms(squares[0]);
+  const float rstd = reciprocal_rms(squares[0], p);
   if (p.fp32_norm) {
     put_normed<true, W>(p, row, rstd);
   } else {

@@ -97,13 +97,13 @@ template <int kWarps>
 class BlockSum {
  public:
   struct alignas(4 * kWarps * sizeof(float)) Shared {
-    float partial[2][2][kWarps];
+    float partial[2 * 2 * kWarps];  // turns, numbers, warps
   };
   // Its zeros are seen behind the first sum's barrier.
   __device__ explicit BlockSum(Shared& shared) : turn_(shared_address(shared.partial)) {
-    const int warps = blockDim.x / kWarp, all = sizeof shared.partial / sizeof(float);
+    const int warps = blockDim.x / kWarp, all = 4 * kWarps;
     for (int i = threadIdx.x; i < all; i += blockDim.x) {
-      if (i % kWarps >= warps) shared.partial[0][0][i] = 0.f;
+      if (i % kWarps >= warps) shared.partial[i] = 0.f;
     }
     stay_known(turn_);
   }
