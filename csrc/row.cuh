@@ -69,6 +69,24 @@ __device__ inline void load_once(bool there, const uint4* at, uint4& otherwise) 
   if (there) otherwise = *at;  // tests/ops/emulation runs this file on the host
 #endif
 }
+// 16 bytes in global memory, where `there` is true: without a branch, and in one piece.
+__device__ inline void store_where(bool there, uint4* at, const uint4& v) {
+#ifdef __CUDA_ARCH__
+  asm volatile(
+      "{\n"
+      ".reg .pred there;\n"
+      "setp.ne.s32 there, %5, 0;\n"
+      "@there st.global.v4.u32 [%4], {%0, %1, %2, %3};\n"
+      "}"
+      :
+      : "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "l"(__cvta_generic_to_global(at)),
+        "r"(static_cast<int>(there))
+      : "memory");
+#else
+  if (there) *at = v;
+#endif
+}
+
 // On its way to L2.
 __device__ inline void prefetch(const void* at) {
 #ifdef __CUDA_ARCH__
@@ -120,6 +138,15 @@ __device__ inline Packed<T, kLanes> load(const T* at, int count, bool vector) {
     }
   }
   return packed;
+}
+
+template <typename T, int kLanes>
+__device__ inline void store_where(bool there, const Packed<T, kLanes>& packed, T* at) {
+#pragma unroll
+  for (int i = 0; i < packed.kWords; i += 4) {
+    const uint4 v = {packed.word[i], packed.word[i + 1], packed.word[i + 2], packed.word[i + 3]};
+    store_where(there, reinterpret_cast<uint4*>(at) + i / 4, v);
+  }
 }
 
 template <typename T, int kLanes>

@@ -169,18 +169,17 @@ class RowInRegisters {
   }
   __device__ void keep(const SteerParams& p, int v, const Packed<T, kLanes>& out) const {
     T* const at = stream_.at(static_cast<T*>(p.stream), p.stream_stride, index_, first(p));
-    if (there(v)) store(out, at + v * kStep<kLanes>, kLanes, true);
+    store_where(there(v), out, at + v * kStep<kLanes>);
   }
   __device__ void put(const SteerParams& p, int v, const Packed<W, kLanes>& out) const {
     W* const at = normed_.at(static_cast<W*>(p.normed), p.normed_stride, index_, first(p));
-    if (there(v)) store(out, at + v * kStep<kLanes>, kLanes, true);
+    store_where(there(v), out, at + v * kStep<kLanes>);
   }
   __device__ void empty(const SteerParams& p) const {
     T* const emptied = static_cast<T*>(p.emptied) + index_ * p.x_stride + first(p);
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      if (there(v)) store(Packed<T, kLanes>{}, emptied + v * kStep<kLanes>, kLanes, true);
-    }
+    for (int v = 0; v < kVectors; ++v)
+      store_where(there(v), Packed<T, kLanes>{}, emptied + v * kStep<kLanes>);
   }
 
  private:
