@@ -13,7 +13,10 @@ REPORT = re.compile(
 )
 
 
-def main() -> None:
+REPORT_FILE = ROOT / "benchmarks/results/cuda_registers.md"
+
+
+def report() -> str:
     logs = sorted((ROOT / "build/ninja").glob("*.cu.o.log"))
     found: dict[str, dict[str, str]] = {}
     for log in logs:
@@ -35,9 +38,13 @@ def main() -> None:
             "void "
         )
         lines.append(f"| `{short}` | {' | '.join(row[arch] for arch in archs)} |")
-    path = ROOT / "benchmarks/results/cuda_registers.md"
-    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    print(f"wrote {path.name}: {len(found)} kernels")
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    text = report()
+    REPORT_FILE.write_text(text, encoding="utf-8")
+    print(f"wrote {REPORT_FILE.name}: {text.count('| `')} kernels")
 
 
 if __name__ == "__main__":

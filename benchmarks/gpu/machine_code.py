@@ -61,6 +61,7 @@ class Kernel:
                 if instruction.target is not None:
                     heads.add(instruction.target)
         found: dict[int, list[Instruction]] = {}
+        head = self.instructions[0].address
         for instruction in self.instructions:
             head = instruction.address if instruction.address in heads else head
             found.setdefault(head, []).append(instruction)
@@ -90,6 +91,18 @@ def missing() -> str | None:
     if tool("cuobjdump") is None or tool("nvdisasm") is None:
         return "cuobjdump and nvdisasm are neither on PATH nor in the triton package"
     return None if shutil.which("c++filt") else "there is no c++filt"
+
+
+def release() -> str:
+    """That of nvcc, or "unknown"."""
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    try:
+        said = subprocess.run(
+            [nvcc, "--version"], capture_output=True, text=True, check=True
+        ).stdout
+    except OSError:
+        return "unknown"
+    return re.search(r"release ([\d.]+)", said)[1]
 
 
 def kernels_of(library: Path, arch: str, named: str) -> list[Kernel]:

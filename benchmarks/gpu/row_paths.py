@@ -1,10 +1,10 @@
 """What a row costs in machine code: the shortest way through a kernel's loop over rows that does what such a row needs.
 
 A way is told by its accesses: it loads the next row (past L1) and, where the row is steered, what is added; it stores
-the stream and its norm, and meets at one barrier. Of the ways with these, the one with most roundings (LlamaRMSNorm's
-order has one more than vLLM's) and most small loads (the route) is a row's; of equals the shortest. Calls are the slow
-ways of division and square roots, for numbers at the edge, and left out. An instruction that its guard switches off is
-issued, and counts.
+the stream and its norm, and meets at one barrier. Of the ways with these, the one with most roundings is a row's
+(LlamaRMSNorm's order has one more than vLLM's); of equals the shortest, so without the routes, which come for 32 rows at
+a time. An only row's has most small loads: its route. Calls are the slow ways of division and square roots, for numbers
+at the edge, and left out. An instruction that its guard switches off is issued, and counts.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ def _accesses(block: Sequence[Instruction]) -> Accesses:
 
 def _roundings(block: Sequence[Instruction]) -> int:
     packed = re.compile(r"F2FP.*PACK|HADD2|HMUL2|HFMA2(?!\.MMA)|HFMA2\.MMA\.BF16")
-    return sum(
-        bool(packed.match(one.opcode)) and "-RZ, RZ" not in one.operands for one in block
-    )
+    return sum(bool(packed.match(one.opcode)) and "-RZ, RZ" not in one.operands for one in block)
 
 
 def _small_loads(block: Sequence[Instruction]) -> int:
@@ -53,7 +51,10 @@ def _small_loads(block: Sequence[Instruction]) -> int:
 def _best(kernel: Kernel, begin: int, wanted: Accesses, closed: bool) -> list[int] | None:
     """The blocks of the best way from ``begin`` back to it (closed) or to the kernel's end."""
     facts = {
-        head: (_accesses(block), (-_roundings(block), 0, len(block)))
+        head: (
+            _accesses(block),
+            (-_roundings(block), 0 if closed else -_small_loads(block), len(block)),
+        )
         for head, block in kernel.blocks.items()
         if not any(one.name in ("CALL", "RET") for one in block)
     }
@@ -85,9 +86,7 @@ def _along(kernel: Kernel, heads: Sequence[int]) -> list[Instruction]:
 
 def a_row_of_many(kernel: Kernel, wanted: Accesses) -> list[Instruction]:
     """The instructions of a row that is neither the first nor the last of its block."""
-    back = {
-        target for head in kernel.blocks for target in kernel.ways_out(head) if target <= head
-    }
+    back = {target for head in kernel.blocks for target in kernel.ways_out(head) if target <= head}
     ways = [way for head in sorted(back) if (way := _best(kernel, head, wanted, True))]
     if not ways:
         raise ValueError(f"{kernel.name} has no loop that does {wanted}")
