@@ -171,7 +171,7 @@ CUDA = {
     "vectors beyond the row count": Mutant(
         "steer_row.cuh", "squares[0] += ", "row.there(place)", "true"
     ),
-    "no mean": Mutant("steer_row.cuh", "squares * ", "p.inverse_width", "1.f"),
+    "no mean": Mutant("steer.cu", "p.inverse_width = ", "1.f / static_cast<float>(p.width)", "1.f"),
     "no gain": Mutant("steer_row.cuh", "y[i] = h[i] + ", "route.gain * added[i]", "added[i]"),
     "finishes swapped": Mutant(
         "steer_row.cuh", "finish == ", "Finish::kShrink", "Finish::kPreserve"
