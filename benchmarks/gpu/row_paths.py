@@ -87,10 +87,10 @@ def _along(kernel: Kernel, heads: Sequence[int]) -> list[Instruction]:
 def a_row_of_many(kernel: Kernel, wanted: Accesses) -> list[Instruction]:
     """The instructions of a row that is neither the first nor the last of its block."""
     back = {target for head in kernel.blocks for target in kernel.ways_out(head) if target <= head}
-    ways = [way for head in sorted(back) if (way := _best(kernel, head, wanted, True))]
-    if not ways:
-        raise ValueError(f"{kernel.name} has no loop that does {wanted}")
-    return min((_along(kernel, way) for way in ways), key=len)
+    for head in sorted(back):
+        if way := _best(kernel, head, wanted, True):
+            return _along(kernel, way)
+    raise ValueError(f"{kernel.name} has no loop that does {wanted}")
 
 
 def an_only_row(kernel: Kernel, wanted: Accesses) -> list[Instruction]:
