@@ -13,7 +13,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness import brought_back, regression
-from tables import backends, charts, cost, gpu_runs, ops, peers, searches, speed, steps
+from tables import (
+    backends,
+    charts,
+    cost,
+    gpu_runs,
+    machine_code,
+    ops,
+    peers,
+    searches,
+    speed,
+    steps,
+)
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
@@ -29,6 +40,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ops": ops.ops,
     "ops-against": ops.ops_against,
     "roofline": ops.roofline,
+    "sass": machine_code.sass,
     "scale": cost.scale,
     "cost-model": cost.cost_model,
     "predictions": cost.predictions,

@@ -28,11 +28,9 @@ struct Shape {
   int vectors, threads;
 };
 inline Shape shape_of(int64_t width, int lanes) {
-  const int64_t all = (width + lanes - 1) / lanes;
-  int64_t vectors = 1;
-  while (vectors * kMaxThreads < all) vectors *= 2;
-  const int64_t warps = (all + vectors * kWarp - 1) / (vectors * kWarp);
-  return {static_cast<int>(vectors), static_cast<int>(warps) * kWarp};
+  const int vectors = vectors_of(width, lanes);
+  const int64_t of_warp = int64_t{vectors} * lanes * kWarp;
+  return {vectors, static_cast<int>((width + of_warp - 1) / of_warp) * kWarp};
 }
 
 inline void check(cudaError_t error) {

@@ -7,10 +7,6 @@
 
 namespace steerfast {
 
-// Reads that a pass over a row takes together: 16 floats of the bank a vector. With more the
-// kernels spill.
-template <int kLanes>
-constexpr int kReadsAtOnce = 16 / kLanes;
 static_assert(kMaxReads % 4 == 0 && kMaxReads < kWarp);
 
 struct alignas(8) Term {
@@ -28,28 +24,12 @@ struct ReadsShared {
   float share;  // of h, of all reads together
 };
 
-// A vector of a row of the bank, zeros for row -1. The zeros are loaded too: a branch around each
-// load would have every load wait for the one before.
-alignas(16) __device__ const float kZeros[8] = {};
-template <typename Row>
-__device__ inline Packed<float, Row::kLanes> part_of(const SteerParams& p, int32_t bank_row,
-                                                     const Row& row, typename Row::Index first,
-                                                     int left) {
-  constexpr int kLanes = Row::kLanes;
-  if (row.vector) {
-    const float* const at = bank_row >= 0 && left > 0 ? bank_at<Row>(p, bank_row, first) : kZeros;
-    return load<Reuse::kSome, kLanes>(at, kLanes, true);
-  }
-  if (bank_row < 0) return {};
-  return load<Reuse::kSome, kLanes>(bank_at<Row>(p, bank_row, first), left, false);
-}
-
 // Lane i holds the source of read i.
 template <typename Row>
 __device__ inline void sum_dots(const SteerParams& p, int read_count, int32_t source,
                                 const Row& row, ReadsShared& shared) {
   using Vector = Packed<typename Row::Element, Row::kLanes>;
-  constexpr int kAtOnce = kReadsAtOnce<Row::kLanes>, kLanesOfOne = kWarp / kAtOnce;
+  constexpr int kAtOnce = Row::kReadsAtOnce, kLanesOfOne = kWarp / kAtOnce;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
 #pragma unroll 1
   for (int begin = 0; begin < read_count; begin += kAtOnce) {
@@ -57,14 +37,14 @@ __device__ inline void sum_dots(const SteerParams& p, int read_count, int32_t so
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) axis[k] = __shfl_sync(kWholeWarp, source, begin + k);
     float dots[kAtOnce] = {}, squares = 0.f;
-    row.each([&](typename Row::Index first, int left, const Vector& packed) {
+    row.each([&](const typename Row::Place& place, const Vector& packed) {
       float h[Row::kLanes], direction[Row::kLanes];
       widen(packed, h);
       if (begin == 0) squares += sum_of_squares(h);
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
-        widen(part_of(p, axis[k], row, first, left), direction);
-        dots[k] += dot_of(h, direction);
+        widen(row.part(p, axis[k], place), direction);
+        dots[k] += row.there(place) ? dot_of(h, direction) : 0.f;
       }
     });
     const float dot = warp_sums(dots);
@@ -87,10 +67,11 @@ __device__ inline void sum_exact_dots(const SteerParams& p, unsigned wanted, int
     const int read = __ffs(wanted) - 1;
     const int32_t axis = __shfl_sync(kWholeWarp, source, read);
     double dot = 0.0, squares = 0.0;
-    row.each([&](typename Row::Index first, int left, const Vector& packed) {
+    row.each([&](const typename Row::Place& place, const Vector& packed) {
       float h[Row::kLanes], direction[Row::kLanes];
+      if (!row.there(place)) return;
       widen(packed, h);
-      widen(part_of(p, axis, row, first, left), direction);
+      widen(row.part(p, axis, place), direction);
 #pragma unroll
       for (int i = 0; i < Row::kLanes; ++i) {
         dot += static_cast<double>(h[i]) * direction[i];
@@ -170,16 +151,16 @@ __device__ inline void prepare_terms(const SteerParams& p, const Route<true>& ro
 // added += sum of f * target, for one vector.
 template <typename Row>
 __device__ inline void add_terms(const SteerParams& p, const ReadsShared& shared, int read_count,
-                                 const Row& row, typename Row::Index first, int left,
+                                 const Row& row, const typename Row::Place& place,
                                  float (&added)[Row::kLanes]) {
-  constexpr int kLanes = Row::kLanes;
+  constexpr int kLanes = Row::kLanes, kAtOnce = Row::kReadsAtOnce;
 #pragma unroll 1
-  for (int begin = 0; begin < read_count; begin += kReadsAtOnce<kLanes>) {
+  for (int begin = 0; begin < read_count; begin += kAtOnce) {
 #pragma unroll
-    for (int k = 0; k < kReadsAtOnce<kLanes>; ++k) {
+    for (int k = 0; k < kAtOnce; ++k) {
       const Term term = shared.term[begin + k];
       float direction[kLanes];
-      widen(part_of(p, term.target, row, first, left), direction);
+      widen(row.part(p, term.target, place), direction);
 #pragma unroll
       for (int i = 0; i < kLanes; ++i) added[i] += term.f * direction[i];
     }

@@ -18,59 +18,80 @@ template <typename T, typename W>
 class RowInSharedMemory {
  public:
   using Element = T;
-  using Index = int;
-  static constexpr int kLanes = kLanesOf<T>;
-  static constexpr bool vector = true;
+  using Place = int;  // where a vector begins in the row
+  static constexpr int kLanes = kLanesOf<T>, kReadsAtOnce = 16 / kLanes;
 
   __device__ explicit RowInSharedMemory(const SteerParams& p)
-      : weight_(static_cast<const W*>(p.weight)), width_(static_cast<int>(p.width)) {}
+      : width_(static_cast<int>(p.width)), vectors_(vectors_of(p.width, kLanes)) {}
 
   __device__ void fetch(const SteerParams& p, int64_t index) {
+    index_ = index;
     const T* const residual = static_cast<const T*>(p.residual) + index * p.residual_stride;
-    const T* const x = static_cast<const T*>(p.x) + index * p.x_stride;
-    over_vectors([&](int first, int left) {
-      const Packed<T, kLanes> h = load<Reuse::kNone, kLanes>(residual + first, left, true);
-      put(first, p.x ? sum_of(h, load<Reuse::kNone, kLanes>(x + first, left, true)) : h);
+    const T* const x = p.x ? static_cast<const T*>(p.x) + index * p.x_stride : nullptr;
+    stream_ = static_cast<T*>(p.stream) + index * p.stream_stride;
+    normed_ = p.normed ? static_cast<W*>(p.normed) + index * p.normed_stride : nullptr;
+    over_vectors([&](int first) {
+      const Packed<T, kLanes> h = read(residual + first);
+      put_in_shared(first, x ? packed_sum(h, read(x + first)) : h);
     });
   }
 
   template <typename F>
   __device__ void each(const F& f) const {
-    over_vectors([&](int first, int left) { f(first, left, got(first)); });
+    over_vectors([&](int first) { f(first, got(first)); });
   }
   template <typename Make, typename Use>
   __device__ void replace(const Make& make, const Use& use) {
-    over_vectors([&](int first, int left) {
-      const Packed<T, kLanes> made = make(first, left, got(first));
-      put(first, made);
-      use(first, left, made);
+    over_vectors([&](int first) {
+      const Packed<T, kLanes> made = make(first, got(first));
+      put_in_shared(first, made);
+      use(first, made);
     });
   }
-  __device__ void fetch_weight() const {}
+  __device__ void fetch_weight(const SteerParams&) const {}
   template <typename F>
-  __device__ void each_with_weight(const F& f) const {
-    over_vectors([&](int first, int left) {
-      f(first, left, got(first), load<Reuse::kSome, kLanes>(weight_ + first, left, true));
-    });
+  __device__ void each_with_weight(const SteerParams& p, const F& f) const {
+    const W* const weight = static_cast<const W*>(p.weight);
+    over_vectors(
+        [&](int first) { f(first, got(first), load<kLanes>(weight + first, kLanes, true)); });
+  }
+
+  __device__ bool there(int) const { return true; }
+  __device__ Packed<float, kLanes> part(const SteerParams& p, int32_t bank_row, int first) const {
+    return load<kLanes>(part_at(p, bank_row, first), kLanes, true);
+  }
+  __device__ void keep(const SteerParams&, int first, const Packed<T, kLanes>& out) const {
+    store(out, stream_ + first, kLanes, true);
+  }
+  __device__ void put(const SteerParams&, int first, const Packed<W, kLanes>& out) const {
+    store(out, normed_ + first, kLanes, true);
+  }
+  __device__ void empty(const SteerParams& p) const {
+    T* const emptied = static_cast<T*>(p.emptied) + index_ * p.x_stride;
+    over_vectors([&](int first) { store(Packed<T, kLanes>{}, emptied + first, kLanes, true); });
   }
 
  private:
   template <typename F>
   __device__ void over_vectors(const F& f) const {
+    int first = first_of<kLanes>(vectors_);
 #pragma unroll 1
-    for (int first = first_of<kLanes>(0); first < width_; first += blockDim.x * kLanes)
-      f(first, width_ - first);
+    for (int v = 0; v < vectors_ && first < width_; ++v, first += kStep<kLanes>) f(first);
+  }
+  static __device__ Packed<T, kLanes> read(const T* at) {
+    return load_once(true, at, Packed<T, kLanes>());
   }
   static __device__ Packed<T, kLanes> got(int first) {
-    return load<Reuse::kSome, kLanes>(reinterpret_cast<const T*>(dynamic_shared) + first, kLanes,
-                                      true);
+    return load<kLanes>(reinterpret_cast<const T*>(dynamic_shared) + first, kLanes, true);
   }
-  static __device__ void put(int first, const Packed<T, kLanes>& packed) {
+  static __device__ void put_in_shared(int first, const Packed<T, kLanes>& packed) {
     store(packed, reinterpret_cast<T*>(dynamic_shared) + first, kLanes, true);
   }
 
-  const W* weight_;
-  int width_;
+  int width_, vectors_;
+  int64_t index_;
+  T* stream_;
+  W* normed_;
 };
 
 template <typename T, typename W>
@@ -78,17 +99,17 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     rows_in_shared_memory(const __grid_constant__ SteerParams p,
                           const __grid_constant__ Chunks chunks) {
   __shared__ RowShared<true> shared;
-  BlockSum block_sum(shared.sums);
+  BlockSum<kMaxWarps> block_sum(shared.sums);
   RowInSharedMemory<T, W> row(p);
   wait_for_kernel_before();
 
   int64_t index = chunks.begin(blockIdx.x);
 #pragma unroll 1
   for (int rest = chunks.rows(blockIdx.x); rest > 0; --rest, ++index) {
-    const Route<true> route = route_at(p, index);
+    const Route<true> route = route_at(p, index, true);
     row.fetch(p, index);
     if (rest == 1) let_kernel_behind_start();
-    work_on<true, W>(p, index, route, row, shared, block_sum);
+    work_on<true, W>(p, route, row, shared, block_sum);
   }
 }
 

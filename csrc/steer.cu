@@ -22,7 +22,7 @@ bool all_aligned(const SteerParams& p) {
   return p.width * size % 16 == 0 && aligned(p.x, p.x_stride, size) &&
          aligned(p.residual, p.residual_stride, size) && aligned(p.stream, p.stream_stride, size) &&
          aligned(p.weight, 0, weight_size) && aligned(p.normed, p.normed_stride, weight_size) &&
-         aligned(p.bank, p.width, sizeof(float));
+         aligned(p.bank, p.width, sizeof(float)) && aligned(p.records, 0, sizeof(Record));
 }
 
 }  // namespace
@@ -30,7 +30,9 @@ bool all_aligned(const SteerParams& p) {
 std::atomic<bool> overlap_wanted{true};
 bool select_overlap(bool on) { return overlap_wanted.exchange(on); }
 
-void launch_steer(const SteerParams& p, cudaStream_t stream) {
+void launch_steer(const SteerParams& given, cudaStream_t stream) {
+  SteerParams p = given;
+  p.inverse_width = 1.f / static_cast<float>(p.width);
   const bool vector = all_aligned(p);
   if (vector) {
     const bool launched = p.programs > 0 ? launch_reads_in_registers(p, stream)

@@ -70,6 +70,7 @@ struct SteerParams {
   int64_t rows = 0, width = 0;  // N, D
   int64_t x_stride = 0, residual_stride = 0, stream_stride = 0, normed_stride = 0;
   float eps = 0.f;
+  float inverse_width = 0.f;  // 1/D; launch_steer sees to it
   // round(weight * stream * rstd) with no rounding in between (what vLLM's kernel does), instead of
   // round(weight * round_T(stream * rstd)) (LlamaRMSNorm).
   bool fp32_norm = false;

@@ -16,19 +16,9 @@ __device__ inline float finish_factor(float before, float after, Finish finish) 
   return finish == Finish::kShrink && factor > 1.f ? 1.f : factor;
 }
 
+// 1 / rms(stream). The mean is the sum times 1/D, as torch's CUDA kernels have it.
 __device__ inline float reciprocal_rms(float squares, const SteerParams& p) {
-  return 1.f / sqrtf(squares / static_cast<float>(p.width) + p.eps);
-}
-
-template <typename T, int kLanes>
-__device__ inline Packed<T, kLanes> sum_of(const Packed<T, kLanes>& residual,
-                                           const Packed<T, kLanes>& x) {
-  float left[kLanes], right[kLanes];
-  widen(residual, left);
-  widen(x, right);
-#pragma unroll
-  for (int i = 0; i < kLanes; ++i) left[i] += right[i];
-  return narrow<T>(left);
+  return 1.f / sqrtf(squares * p.inverse_width + p.eps);
 }
 
 template <int kLanes>
@@ -37,67 +27,80 @@ __device__ inline void scale(float (&y)[kLanes], float factor) {
   for (int i = 0; i < kLanes; ++i) y[i] *= factor;
 }
 
-// round(weight * round_T(stream * rstd)), LlamaRMSNorm's order of rounding, or with p.fp32_norm
+// round(weight * round_T(stream * rstd)), LlamaRMSNorm's order of rounding, or with kFp32
 // round(weight * stream * rstd).
-template <typename T, typename W, int kLanes>
-__device__ inline Packed<W, kLanes> normalised(const SteerParams& p,
-                                               const Packed<T, kLanes>& stream,
+template <bool kFp32, typename T, typename W, int kLanes>
+__device__ inline Packed<W, kLanes> normalised(const Packed<T, kLanes>& stream,
                                                const Packed<W, kLanes>& weight, float rstd) {
   float unit[kLanes], gamma[kLanes];
   widen(stream, unit);
   scale(unit, rstd);
-  if (!p.fp32_norm) widen(narrow<T>(unit), unit);
+  if constexpr (!kFp32) {
+    const Packed<T, kLanes> rounded = narrow<T>(unit);
+    if constexpr (std::is_same_v<T, W>) return packed_product(rounded, weight);
+    widen(rounded, unit);
+  }
   widen(weight, gamma);
 #pragma unroll
   for (int i = 0; i < kLanes; ++i) unit[i] = gamma[i] * unit[i];
   return narrow<W>(unit);
 }
 
-template <bool kReads>
+template <bool kReads, int kWarps = kMaxWarps>
 struct RowShared {
-  BlockSum::Shared sums;
+  typename BlockSum<kWarps>::Shared sums;
 };
-template <>
-struct RowShared<true> {
-  BlockSum::Shared sums;
+template <int kWarps>
+struct RowShared<true, kWarps> {
+  typename BlockSum<kWarps>::Shared sums;
   ReadsShared reads;
 };
 
+template <bool kFp32, typename W, typename Row>
+__device__ inline void put_normed(const SteerParams& p, Row& row, float rstd) {
+  row.each_with_weight(p, [&](const typename Row::Place& place,
+                              const Packed<typename Row::Element, Row::kLanes>& out,
+                              const Packed<W, Row::kLanes>& weight) {
+    row.put(p, place, normalised<kFp32>(out, weight, rstd));
+  });
+}
+
 // All of a row from h on: the steering, the new stream, its norm. `row` is where this thread's
-// vectors are between one pass and the next (registers, shared memory, global memory):
+// vectors are between one pass and the next (registers, shared memory, global memory), and knows
+// where they come from and go to. A place is one of them in the row:
 //
-//     Element, kLanes               of the stream
-//     Index                         of an element
-//     vector                        whether 16-byte accesses are possible
-//     each(f)                       f(first, left, packed) for every vector, in order
-//     replace(make, use)            every vector becomes make(first, left, packed), then use(...)
-//     fetch_weight()                soon to be wanted
-//     each_with_weight(f)           f(first, left, packed, weight)
+//     Element, kLanes, Place    of the stream
+//     kReadsAtOnce              reads that a pass takes together: with more the kernels spill
+//     each(f)                   f(place, packed) for every vector, in order
+//     replace(make, use)        every vector becomes make(place, packed), then use(place, ...)
+//     fetch_weight(p)           soon to be wanted
+//     each_with_weight(p, f)    f(place, packed, weight)
+//     delta, part               (p, bank_row, place) of a row of the bank; part has zeros for row
+//     -1 keep, put                 a vector of the stream, of its norm empty(p, index) what is
+//     emptied
 //
-// with `first` where a vector begins in the row and `left` elements from there to the row's end.
 // Whether a row is active, has reads or a finish is the same for the whole block.
-template <bool kReads, typename W, typename Row>
-__device__ inline void work_on(const SteerParams& p, int64_t index, const Route<kReads>& route,
-                               Row& row, RowShared<kReads>& shared, BlockSum& block_sum) {
+template <bool kReads, typename W, typename Row, int kWarps>
+__device__ inline void work_on(const SteerParams& p, const Route<kReads>& route, Row& row,
+                               RowShared<kReads, kWarps>& shared, BlockSum<kWarps>& block_sum) {
   using T = typename Row::Element;
   constexpr int kLanes = Row::kLanes;
-  using Index = typename Row::Index;
   using Vector = Packed<T, kLanes>;
+  using Place = typename Row::Place;
 
   if (p.emptied && !route.active()) return;
   if constexpr (kReads) {
     if (route.read_count > 0) prepare_terms(p, route, row, shared.reads);
   }
   // h, and y = h + gain * contribution.
-  const auto steer = [&](Index first, int left, const Vector& packed, float (&h)[kLanes],
+  const auto steer = [&](const Place& place, const Vector& packed, float (&h)[kLanes],
                          float (&y)[kLanes]) {
     float added[kLanes];
     if constexpr (kReads) {
-      widen(part_of(p, route.delta, row, first, left), added);
-      if (route.read_count > 0)
-        add_terms(p, shared.reads, route.read_count, row, first, left, added);
+      widen(row.part(p, route.delta, place), added);
+      if (route.read_count > 0) add_terms(p, shared.reads, route.read_count, row, place, added);
     } else {
-      widen(load<Reuse::kSome, kLanes>(route.delta + first, left, row.vector), added);
+      widen(row.delta(p, route.delta, place), added);
     }
     widen(packed, h);
     if constexpr (kReads) {
@@ -111,50 +114,52 @@ __device__ inline void work_on(const SteerParams& p, int64_t index, const Route<
     for (int i = 0; i < kLanes; ++i) y[i] = h[i] + route.gain * added[i];
   };
 
-  T* const stream = static_cast<T*>(p.stream) + index * p.stream_stride;
-  T* const emptied = static_cast<T*>(p.emptied) + index * p.x_stride;
   float squares[1] = {0.f};
-  const auto keep = [&](Index first, int left, const Vector& out) {
+  const auto keep = [&](const Place& place, const Vector& out) {
     float wide[kLanes];
     widen(out, wide);
-    squares[0] += sum_of_squares(wide);
-    store(out, stream + first, left, row.vector);
-    if (p.emptied) store(Vector{}, emptied + first, left, row.vector);
+    squares[0] += row.there(place) ? sum_of_squares(wide) : 0.f;
+    row.keep(p, place, out);
   };
-  if (route.active()) {
-    float factor = 1.f;
-    if (route.finish != Finish::kNone) {
-      float both[2] = {0.f, 0.f};
-      row.each([&](Index first, int left, const Vector& packed) {
-        float h[kLanes], y[kLanes];
-        steer(first, left, packed, h, y);
-        both[0] += sum_of_squares(h);
-        both[1] += sum_of_squares(y);
-      });
-      block_sum(both);
-      factor = finish_factor(both[0], both[1], route.finish);
-    }
-    // After a finish y is computed a second time: to keep it would cost too many registers.
-    const auto finished = [&](Index first, int left, const Vector& packed) {
+  if (!route.active()) {
+    row.replace([](const Place&, const Vector& h) { return h; }, keep);
+  } else if (route.finish == Finish::kNone) {
+    const auto steered = [&](const Place& place, const Vector& packed) {
       float h[kLanes], y[kLanes];
-      steer(first, left, packed, h, y);
-      if (route.finish != Finish::kNone) scale(y, factor);
+      steer(place, packed, h, y);
+      return narrow<T>(y);
+    };
+    row.replace(steered, keep);
+  } else {
+    float both[2] = {0.f, 0.f};
+    row.each([&](const Place& place, const Vector& packed) {
+      float h[kLanes], y[kLanes];
+      steer(place, packed, h, y);
+      both[0] += sum_of_squares(h);
+      both[1] += row.there(place) ? sum_of_squares(y) : 0.f;
+    });
+    block_sum(both);
+    const float factor = finish_factor(both[0], both[1], route.finish);
+    // y is computed a second time: to keep it would cost too many registers.
+    const auto finished = [&](const Place& place, const Vector& packed) {
+      float h[kLanes], y[kLanes];
+      steer(place, packed, h, y);
+      scale(y, factor);
       return narrow<T>(y);
     };
     row.replace(finished, keep);
-  } else {
-    row.replace([](Index, int, const Vector& h) { return h; }, keep);
   }
+  if (p.emptied) row.empty(p);
 
   if (!p.normed) return;
-  row.fetch_weight();
+  row.fetch_weight(p);
   block_sum(squares);
   const float rstd = reciprocal_rms(squares[0], p);
-  W* const normed = static_cast<W*>(p.normed) + index * p.normed_stride;
-  row.each_with_weight(
-      [&](Index first, int left, const Vector& out, const Packed<W, kLanes>& weight) {
-        store(normalised(p, out, weight, rstd), normed + first, left, row.vector);
-      });
+  if (p.fp32_norm) {
+    put_normed<true, W>(p, row, rstd);
+  } else {
+    put_normed<false, W>(p, row, rstd);
+  }
 }
 
 }  // namespace steerfast

@@ -161,11 +161,17 @@ CUDA = {
     "dot of the next read": Mutant("reads.cuh", "sum_of_column(shared.dot, ", "lane", "lane ^ 1"),
     "factor missing": Mutant("reads.cuh", "added[i] += ", "term.f * direction[i]", "direction[i]"),
     "gain 0 is active": Mutant("route.cuh", "if (", "slot < 0 || gain == 0.f", "slot < 0"),
-    "slot off by one": Mutant("route.cuh", "p.records[", "slot", "slot - 1"),
+    "slot off by one": Mutant("route.cuh", "p.records + ", "slot", "slot - 1"),
     "reads without delta": Mutant(
         "route.cuh", "return ", "delta >= 0 || read_count > 0", "delta >= 0"
     ),
     "first program": Mutant("route.cuh", "p.reads[", "static_cast<uint32_t>(route.program)", "1u"),
+    "delta of the row before": Mutant("route.cuh", "delta_, ", "lane", "max(lane - 1, 0)"),
+    "gain of the row before": Mutant("route.cuh", "gain_, ", "lane", "max(lane - 1, 0)"),
+    "vectors beyond the row count": Mutant(
+        "steer_row.cuh", "squares[0] += ", "row.there(place)", "true"
+    ),
+    "no mean": Mutant("steer.cu", "p.inverse_width = ", "1.f / static_cast<float>(p.width)", "1.f"),
     "no gain": Mutant("steer_row.cuh", "y[i] = h[i] + ", "route.gain * added[i]", "added[i]"),
     "finishes swapped": Mutant(
         "steer_row.cuh", "finish == ", "Finish::kShrink", "Finish::kPreserve"
@@ -174,8 +180,8 @@ CUDA = {
         "steer_row.cuh", "", "sqrtf(before) / norm", "norm / sqrtf(before)"
     ),
     "no finish": Mutant("steer_row.cuh", "scale(y, ", "factor", "1.f"),
-    "fp32 order ignored": Mutant("steer_row.cuh", "if (", "!p.fp32_norm", "true"),
-    "no eps": Mutant("steer_row.cuh", "static_cast<float>(p.width) + ", "p.eps", "0.f"),
+    "fp32 order ignored": Mutant("steer_row.cuh", "if (", "p.fp32_norm", "false"),
+    "no eps": Mutant("steer_row.cuh", "p.inverse_width + ", "p.eps", "0.f"),
 }
 
 CPU = {

@@ -279,6 +279,7 @@ def layouts(width: int, size: int):
         yield {name: Layout(offset=size)}
     yield {"weight": Layout(offset=size)}
     yield {"bank": Layout(offset=4)}
+    yield {"records": Layout(offset=4)}
     yield {name: Layout(width + 3, offset=size) for name in ("x", "residual", "stream", "normed")}
 
 

@@ -26,3 +26,14 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
   return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
+
+// Rounded once by CUDA. float32 has digits enough for a second rounding to change nothing, and holds
+// every product.
+inline __nv_bfloat162 __hadd2_rn(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return __floats2bfloat162_rn(__bfloat162float(a.x) + __bfloat162float(b.x),
+                               __bfloat162float(a.y) + __bfloat162float(b.y));
+}
+inline __nv_bfloat162 __hmul2_rn(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return __floats2bfloat162_rn(__bfloat162float(a.x) * __bfloat162float(b.x),
+                               __bfloat162float(a.y) * __bfloat162float(b.y));
+}

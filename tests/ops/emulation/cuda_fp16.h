@@ -37,3 +37,13 @@ inline __half __float2half_rn(float value) {
 inline __half2 __floats2half2_rn(float x, float y) {
   return {__float2half_rn(x), __float2half_rn(y)};
 }
+
+// As for bfloat16.
+inline __half2 __hadd2_rn(__half2 a, __half2 b) {
+  return __floats2half2_rn(__half2float(a.x) + __half2float(b.x),
+                           __half2float(a.y) + __half2float(b.y));
+}
+inline __half2 __hmul2_rn(__half2 a, __half2 b) {
+  return __floats2half2_rn(__half2float(a.x) * __half2float(b.x),
+                           __half2float(a.y) * __half2float(b.y));
+}

@@ -61,6 +61,8 @@ inline float __int_as_float(int bits) { return emulated_bit_cast<float>(bits); }
 inline unsigned __float_as_uint(float value) { return emulated_bit_cast<unsigned>(value); }
 inline int __float_as_int(float value) { return emulated_bit_cast<int>(value); }
 
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+
 inline void __syncthreads(emulation::Site site = emulation::Site("__syncthreads")) {
   emulation::meet_block(site);
 }
