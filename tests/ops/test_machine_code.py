@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import emulated
 import pytest
 import test_cuda_build
+import torch
 
 import sass
 from gpu import cuda_registers, machine_code
@@ -87,6 +89,20 @@ def test_waits_follow_each_other() -> None:
 )
 def test_blocks_of_a_multiprocessor(registers: int, threads: int, fit: int) -> None:
     assert sass.blocks(registers, threads) == fit
+
+
+@pytest.mark.skipif(bool(emulated.builder.missing()), reason=str(emulated.builder.missing()))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_shapes_are_those_of_launches(dtype: torch.dtype) -> None:
+    calls = [
+        emulated.call(torch.ones(1, width, dtype=dtype), weight=torch.ones(width, dtype=dtype))
+        for width in sass.WIDTHS
+    ]
+    for width, result in zip(sass.WIDTHS, emulated.build().run(calls), strict=True):
+        [launch] = result.launches
+        shape = sass.Shape(Kernel(launch.kernel, (), 0, 0))
+        assert shape.takes(width)
+        assert shape.threads(width) == launch.threads
 
 
 @pytest.fixture(scope="module")
