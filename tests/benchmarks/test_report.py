@@ -68,7 +68,7 @@ def test_figures_in_tables_come_from_seven_rounds(name):
 # Computed, or without a clock; and README's, whose figures stand in the others beside their controls. What is of GPUs has
 # controls too, once there is something (test_brought_back.py).
 WITHOUT_CONTROL = {
-    "agreement", "defects", "peer-costs", "peer-notes", "cost-model", "predictions", "speed", "backends", "gpu-stages",
+    "agreement", "defects", "peer-costs", "peer-notes", "cost-model", "predictions", "sass", "speed", "backends", "gpu-stages",
 }  # fmt: skip
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import emulated
 import pytest
 import test_cuda_build
+import torch
 
 import sass
 from gpu import machine_code
@@ -89,6 +91,20 @@ def test_blocks_of_a_multiprocessor(registers: int, threads: int, fit: int) -> N
     assert sass.blocks(registers, threads) == fit
 
 
+@pytest.mark.skipif(bool(emulated.builder.missing()), reason=str(emulated.builder.missing()))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_shapes_are_those_of_launches(dtype: torch.dtype) -> None:
+    calls = [
+        emulated.call(torch.ones(1, width, dtype=dtype), weight=torch.ones(width, dtype=dtype))
+        for width in sass.WIDTHS
+    ]
+    for width, result in zip(sass.WIDTHS, emulated.build().run(calls), strict=True):
+        [launch] = result.launches
+        shape = sass.Shape(Kernel(launch.kernel, (), 0, 0))
+        assert shape.takes(width)
+        assert shape.threads(width) == launch.threads
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not test_cuda_build.has_nvcc():
@@ -96,7 +112,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if reason := machine_code.missing():
         pytest.skip(reason)
     if f"nvcc {machine_code.release()} " not in sass.REPORT.read_text(encoding="utf-8"):
-        pytest.skip(f"the committed tables are not of nvcc {machine_code.release()}")
+        pytest.skip(f"the committed table is not of nvcc {machine_code.release()}")
     test_cuda_build.build(tmp_path_factory.mktemp("built"))
     return sass.LIBRARY
 
