@@ -53,7 +53,8 @@ def sized_config(model: Any, lengths: Sequence[Length]) -> Any:
     from transformers import ContinuousBatchingConfig
 
     config = ContinuousBatchingConfig()
-    size = cache_size(lengths, config.page_size, _most_tokens(model))
+    page = getattr(config, "page_size", None) or config.block_size  # as transformers 5.17 calls it
+    size = cache_size(lengths, page, _most_tokens(model))
     config.num_blocks = size.blocks
     config.max_requests_per_batch = size.together
     config.max_batch_tokens = size.batch_tokens

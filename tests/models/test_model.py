@@ -97,7 +97,7 @@ def test_steered_rows_equal_a_hook_through_generate(smollm2, vector):
         assert got[: len(alone)] == alone
 
 
-def test_demo_on_the_real_model(tmp_path):
+def test_demo_on_the_real_model(tmp_path, smollm2_folder):
     """The command of the README, as a process of its own, with everything that it promises."""
     main = "from steerfast.cli import main; main()"
     command = [sys.executable, "-c", main, "demo", "--json"]

@@ -9,6 +9,7 @@ import os
 
 import pytest
 import torch
+from batching_config import batching_config
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from plan_oracle import outcome
@@ -207,9 +208,7 @@ def test_a_loop_of_ones_own_with_chunks_and_a_rewound_cache(handle, batch, chunk
 @examples(15)
 @given(batch=requests(5), data=st.data())
 def test_continuous_batching(handle, batch, data):
-    from transformers import ContinuousBatchingConfig
-
-    config = ContinuousBatchingConfig(page_size=16, num_blocks=64, max_batch_tokens=8)
+    config = batching_config(16, num_blocks=64, max_batch_tokens=8)
     counts = [data.draw(st.integers(1, 5)) for _ in batch]
     asked = [(*one, {"max_new_tokens": n}) for one, n in zip(batch, counts, strict=True)]
     answers = generate_batch(handle, asked, progress=False, config=config)

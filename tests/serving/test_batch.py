@@ -8,10 +8,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+from batching_config import batching_config
 from one_by_one import VOCABULARY, alone, prompt
 from plain_streams import TEMPLATE, byte_ids, forwards, said
 from tiny_llama import byte_tokenizer, tiny_llama
-from transformers import ContinuousBatchingConfig
 
 from steerfast import AfterSequence, Condition, SteeringVector, Test, attach, steer
 from steerfast.errors import SteerfastError, TableFullError
@@ -20,11 +20,11 @@ from steerfast.serving import Request, generate_batch
 
 D, LAYERS = 32, 3
 SMALL = {
-    "page_size": 16,
+    "page": 16,
     "num_blocks": 200,
     "max_batch_tokens": 64,
 }  # prompts of 300 come in chunks
-QUIET = {"progress": False, "config": ContinuousBatchingConfig(**SMALL)}
+QUIET = {"progress": False, "config": batching_config(**SMALL)}
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
+from batching_config import batching_config
 from one_by_one import VOCABULARY, alone, prompt
 from tiny_llama import tiny_llama
-from transformers import ContinuousBatchingConfig
 
 from steerfast import Condition, SteeringVector, Test, steer
 from steerfast.serving import batch, cache_size, generate_batch
@@ -106,7 +106,7 @@ def test_thrown_out_and_computed_again(model, monkeypatch, kind):
         (prompt(n, 30), plan(n, **options) if n % 4 else None, {"max_new_tokens": 40})
         for n in range(8)
     ]
-    config = ContinuousBatchingConfig(page_size=16, num_blocks=6, max_batch_tokens=64)
+    config = batching_config(16, num_blocks=6, max_batch_tokens=64)
     given = copy.deepcopy(config)
     monkeypatch.setattr(batch, "sized_config", None)  # what the caller gives is used as it is
     answers = generate_batch(model, asked, progress=False, config=config)
@@ -114,3 +114,16 @@ def test_thrown_out_and_computed_again(model, monkeypatch, kind):
     assert sum(thrown) > 0
     for number, (ids, its, _) in enumerate(asked):
         assert answers[number].tokens == alone(model, ids, its, 40), number
+
+
+def test_blocks_by_the_name_that_5_17_has_for_their_size(model, monkeypatch):
+    """``block_size``; later versions have it too, deprecated and None."""
+    import transformers
+
+    wanted = cache_size.sized_config(model, [Length(300, 40)] * 3).num_blocks
+
+    class Older:
+        block_size = 256
+
+    monkeypatch.setattr(transformers, "ContinuousBatchingConfig", Older)
+    assert cache_size.sized_config(model, [Length(300, 40)] * 3).num_blocks == wanted

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from batching_config import batching_config
 from fuzz_batches import Padded, asks_ids, one_or_many, padded, quiet
 from fuzz_bench import Bench, Request, asking, tokens
 from fuzz_forwards import other_plan
 from torch import Tensor
-from transformers import ContinuousBatchingConfig
 
 from steerfast.serving import generate_batch
 
@@ -273,7 +273,7 @@ def continuous(bench: Bench, rng: random.Random) -> None:
     """``generate_batch``: requests join and leave, prompts come in parts, blocks of the cache are shared."""
     requests = bench.requests(rng, rng.randrange(2, 7), 0)
     counts = [rng.randrange(1, NEW + 1) for _ in requests]
-    config = ContinuousBatchingConfig(page_size=16, num_blocks=64, max_batch_tokens=8)
+    config = batching_config(16, num_blocks=64, max_batch_tokens=8)
     asked = [
         (one.prompt, one.plan, {"max_new_tokens": count})
         for one, count in zip(requests, counts, strict=True)
