@@ -29,8 +29,10 @@ def prove(run: LayerRun, wiring: Wiring, forms: Mapping[type, NormForm], ops: An
     for step, part in zip(wiring.steps, parts, strict=True):
         _check_arguments(part.body, step, given)
     entry = parts[0].reads
-    if wiring.steps[0].before is not None and (form := forms.get(type(entry.module))) is not None:
-        _check_norm(entry, _normed(entry.module, stream, form, ops))
+    if wiring.steps[0].before is not None:
+        form = _kernel_form(entry.module, stream, forms)
+        if form is not None:
+            _check_norm(entry, _normed(entry.module, stream, form, ops))
     for number, (step, part) in enumerate(zip(wiring.steps, parts, strict=True)):
         if part.back.gave is None:
             raise NotWired(f"{part.back.name} gives no stream")
@@ -40,7 +42,7 @@ def prove(run: LayerRun, wiring: Wiring, forms: Mapping[type, NormForm], ops: An
         last = number + 1 == len(wiring.steps)
         reads = None if last else parts[number + 1].reads
         following = reads if not last and wiring.steps[number + 1].before is not None else None
-        form = None if following is None else forms.get(type(following.module))
+        form = None if following is None else _kernel_form(following.module, stream, forms)
         if following is None or form is None or stream.dtype != branch.dtype:
             stream = stream + branch
         else:
@@ -57,12 +59,22 @@ def prove(run: LayerRun, wiring: Wiring, forms: Mapping[type, NormForm], ops: An
 
 def prove_reader(norm: nn.Module, took: Seen, forms: Mapping[type, NormForm], ops: Any) -> bool:
     """Whether the norm behind the last layer is what its form says, on the stream that it took."""
-    form = forms.get(type(norm))
+    form = _kernel_form(norm, took.value, forms)
     if form is None:
         return False
     with torch.no_grad():
         want = type(norm).forward(norm, took.value)
     return _close(_normed(norm, took.value, form, ops), want)
+
+
+def _kernel_form(
+    norm: nn.Module, stream: Tensor, forms: Mapping[type, NormForm]
+) -> NormForm | None:
+    """The form of a norm that kernels know; None too where its weight is narrower than the stream: the module itself then runs."""
+    form = forms.get(type(norm))
+    if form is None or form.weight_of(norm, stream).dtype not in (stream.dtype, torch.float32):
+        return None
+    return form
 
 
 def _normed(norm: nn.Module, stream: Tensor, form: NormForm, ops: Any) -> Tensor:

@@ -95,13 +95,14 @@ class _Forwards:
         return (real & mine[:, None] & when[select])[..., None]
 
     def done(self, stream: Tensor, site: str, layer: int) -> Tensor:
-        before = stream
+        given = stream.dtype
+        before = stream = stream if given is torch.float64 else stream.float()
         for row, acts in enumerate(self.rows):
             for act in acts:
                 if (act.site, act.layer) == (site, layer):
                     chosen = self.chosen(len(stream), row, act.select)
                     stream = torch.where(chosen, act.done_to(before) - before + stream, stream)
-        return stream
+        return stream.to(given)
 
 
 @contextmanager
