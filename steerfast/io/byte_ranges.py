@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import http.client
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 TIMEOUT = 60.0  # seconds, of one request
+CONNECTIONS = 8  # to a server, where many small ranges are wanted
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class ByteRanges(Protocol):
-    """size: of the file. taken: bytes read so far. read(at, count): those bytes; ValueError if they are not there."""
+    """size: of the file. taken: bytes read so far. read(at, count): those bytes; ValueError if they are not there.
+    read_each: the bytes of many places, in order."""
 
     size: int
     taken: int
 
     def read(self, at: int, count: int) -> bytes: ...
+
+    def read_each(self, places: Sequence[tuple[int, int]]) -> list[bytes]: ...
 
     def close(self) -> None: ...
 
@@ -44,6 +50,9 @@ class LocalRanges:
             data += piece
         self.taken += count
         return data
+
+    def read_each(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self.read(at, count) for at, count in places]
 
     def close(self) -> None:
         self._file.close()
@@ -127,6 +136,26 @@ class WebRanges:
             )
         self.taken += count
         return data
+
+    def read_each(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Over several connections: a request a place takes as long as the server is far."""
+        if len(places) < 2 * CONNECTIONS:
+            return [self.read(at, count) for at, count in places]
+        share = -(-len(places) // CONNECTIONS)
+        parts = [places[first : first + share] for first in range(0, len(places), share)]
+        with ThreadPoolExecutor(len(parts)) as pool:
+            read = [data for part in pool.map(self._read_aside, parts) for data in part]
+        self.taken += sum(map(len, read))
+        return read
+
+    def _read_aside(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Over a connection of its own."""
+        aside = copy.copy(self)
+        aside._connection = None
+        try:
+            return [aside.read(at, count) for at, count in places]
+        finally:
+            aside.close()
 
     def close(self) -> None:
         if self._connection is not None:

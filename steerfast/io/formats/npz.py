@@ -84,7 +84,9 @@ class ArrayFile(Closing):
             raise ValueError(
                 f"array {name!r} is {array.dtype} of shape {list(array.shape)}; it is one text"
             )
-        return str(array)
+        order = "be" if array.dtype.byteorder == ">" else "le"
+        # Not by numpy, which makes text of what is no letter of Unicode.
+        return array.tobytes().decode(f"utf-32-{order}").rstrip("\0")
 
     def _beginning(self, entry: zipfile.ZipInfo) -> bytes:
         return self._data(entry, _HEADER)

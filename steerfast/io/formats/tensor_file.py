@@ -52,10 +52,8 @@ def take(ranges: ByteRanges, stored: Stored, axis: int, index: int) -> Tensor:
     lines, length = stored.shape[::-1] if stored.transposed else stored.shape
     if (axis == 0) != stored.transposed:
         return _values(ranges.read(stored.at + index * length * size, length * size), torch_dtype)
-    pieces = [
-        ranges.read(stored.at + (line * length + index) * size, size) for line in range(lines)
-    ]
-    return _values(b"".join(pieces), torch_dtype)
+    places = [(stored.at + (line * length + index) * size, size) for line in range(lines)]
+    return _values(b"".join(ranges.read_each(places)), torch_dtype)
 
 
 def whole(ranges: ByteRanges, stored: Stored) -> Tensor:

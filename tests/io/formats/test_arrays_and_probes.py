@@ -163,6 +163,21 @@ def test_what_we_write_we_take_back_whole(tmp_path):
         assert np.array_equal(file["direction.2"], vector.at(2))
 
 
+def test_text_that_is_no_unicode_is_refused(tmp_path):
+    with np.load(save(SteeringVector("joy", {1: torch.ones(2)}), tmp_path / "v.npz")) as file:
+        arrays = {name: file[name] for name in file.files}
+    for order in "<>":
+        said = np.array(str(arrays["steerfast"]), dtype=f"{order}U{len(str(arrays['steerfast']))}")
+        np.savez(tmp_path / "v.npz", **{**arrays, "steerfast": said})
+        assert load(tmp_path / "v.npz").name == "joy"
+    raw = bytearray(said.tobytes())
+    raw[8:12] = b"\x7f" * 4  # a letter beyond the last of Unicode
+    said = np.frombuffer(bytes(raw), said.dtype).reshape(())
+    np.savez(tmp_path / "v.npz", **{**arrays, "steerfast": said})
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*utf-32"):
+        load(tmp_path / "v.npz")
+
+
 # -- probes
 
 
