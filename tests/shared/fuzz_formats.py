@@ -9,6 +9,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,10 @@ def every(folder: Path) -> list[Reader]:
         write(folder / name)
         return (folder / name).read_bytes()
 
-    gguf, npz, pt, svec = (
-        made(f"v.{kind}", lambda path: save(vector, path)) for kind in ("gguf", "npz", "pt", "svec")
+    gguf, npz, svec = (
+        made(f"v.{kind}", lambda path: save(vector, path)) for kind in ("gguf", "npz", "svec")
     )
+    pt = made("v.pt", lambda path: save(replace(vector, stream_norms={}), path))
     rows = made("rows.pt", lambda path: torch.save(torch.randn(LAYERS, D), path))
     npy = made("v.npy", lambda path: np.save(path, np.ones((LAYERS, D), np.float32)))
     tensors = made("layer_1.safetensors", lambda path: save_file(sae, path))
