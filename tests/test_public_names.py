@@ -16,13 +16,13 @@ PUBLIC = {
         "Gate": "kind key bias threshold",
         "Plan": "terms finish schedule condition",
         "Positions": "start stop",
-        "Report": "rows steered lines",
+        "Report": "rows steered lines layers",
         "Schedule": "points",
         "SteeringVector": "name directions stream_norms provenance",
         "Term": "vector coefficient layers scale site select operator target angle read second bias "
         "threshold gate",
         "Test": "kind key layer threshold bias site over below",
-        "attach": "model slots bank_rows programs backend measured",
+        "attach": "model slots bank_rows programs backend measured prove",
         "cost": "plan model",
         "extract_corpora": "model tokenizer positive negative name position layers max_tokens "
         "batch_size progress",

@@ -51,7 +51,7 @@ def _steer_manager(manager: Any, shared: Attachment) -> None:
 
             raise SteerfastError(
                 f"continuous batching of transformers {transformers.__version__} has no {name}, which steering "
-                "needs; generate() works, or use a version that is known here (5.17 to 5.23)"
+                "needs; generate() works, or use a version that is known here (5.23)"
             )
     # Its graphs are captured at once, and any request may come with a plan that reads.
     shared.table.shown_reads.show()
@@ -213,6 +213,13 @@ def _route_processor(processor: Any, shared: Attachment, requests: PackedRequest
 
 def _share_blocks_by_plan(cache: Any, requests: PackedRequests) -> None:
     """Block sharing keyed by the plan: the token ids that hashes are made of carry its digest."""
+    if not hasattr(cache, "cache_allocators"):
+        import transformers
+
+        raise SteerfastError(
+            f"continuous batching of transformers {transformers.__version__} keeps its blocks otherwise than is known here, and "
+            "would share them between plans; generate() works, or use transformers 5.23"
+        )
     search = cache.search_prefix_match
 
     def search_by_plan(request_id: str, prompt_ids: list[int]) -> int:

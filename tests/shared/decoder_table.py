@@ -13,7 +13,6 @@ from typing import Any
 import decoder_checks as checks
 import transformers
 from decoder_checks import Case, NotOffered, case_of
-from tiny_decoder_sizes import VARIANTS
 from tiny_decoders import decoder_names, tiny_decoder
 
 from steerfast import SteerfastError, attach
@@ -36,12 +35,7 @@ TICK, NOT = "✓", "–"
 
 def every_decoder() -> dict[str, tuple[str, dict[str, Any]]]:
     """{title: (model type, overrides of its config)}."""
-    all_of_them: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in decoder_names()]
-    return {title_of(*one): one for one in all_of_them + VARIANTS}
-
-
-def title_of(name: str, overrides: dict[str, Any]) -> str:
-    return " ".join([name, *(f"{key}={value}" for key, value in overrides.items())])
+    return {name: (name, {}) for name in decoder_names()}
 
 
 def row_of(title: str) -> list[str]:
@@ -93,14 +87,13 @@ def committed() -> dict[str, list[str]]:
     return {row[0]: [cell for cell in row if cell] for row in rows}
 
 
-def table() -> str:
-    rows = [row_of(title) for title in every_decoder()]
+def rendered(rows: list[list[str]]) -> str:
     lines = [HEAD, ["---"] * len(HEAD), *rows]
     text = "\n".join("| " + " | ".join(row + [""] * (len(HEAD) - len(row))) + " |" for row in lines)
     fused = sum(row[2] == "all" for row in rows if len(row) > 2)
     steered = sum(len(row) > 2 for row in rows)
     head = (
-        f"Of the {len(rows)} decoders (and other switches of some) that transformers {transformers.__version__} knows, "
+        f"Of the {len(rows)} decoders that transformers {transformers.__version__} knows, "
         f"{steered} can be steered, {fused} of them fused in all layers."
     )
     return f"{head}\n\n{text}"
@@ -112,5 +105,5 @@ if __name__ == "__main__":
             print(" | ".join(row_of(title)))
     else:
         before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-        page = f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+        page = f"{before}{BEGIN}\n{rendered([row_of(title) for title in every_decoder()])}\n{END}{rest.split(END)[1]}"
         PAGE.write_text(page, encoding="utf-8")
