@@ -34,9 +34,8 @@ class Setting:
     """Where and how strongly to steer. depth: share of the layers. push: of generations, and most: the greatest dose that is
     measured, both in units of the stream's typical norm."""
 
-    depth: float = (
-        1 / 3
-    )  # layer 10 of SmolLM2's 30, 11 of Llama-2-7B's 32 (the paper steers 10 to 15)
+    # Layer 10 of SmolLM2's 30, 11 of Llama-2-7B's 32; the paper steers 10 to 15.
+    depth: float = 1 / 3
     push: float = 0.2
     most: float = 0.2
 
