@@ -157,16 +157,21 @@ def _say(shown: Console, text: str) -> None:
 def _show_generations(shown: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table("push", Column(Text(rows[0]["prompt"])), show_lines=True)
     for row in rows:
-        push = f"{row['coefficient']:+.2f}" if row["coefficient"] else "unsteered"
+        push = _dose(row["coefficient"]) if row["coefficient"] else "unsteered"
         table.add_row(push, Text(row["text"]))
     shown.print(table)
 
 
 def _show_curves(shown: Console, curves: Mapping[str, Sequence[DosePoint]]) -> None:
-    table = Table("push", *[f"{point.coefficient:+.2f}" for point in next(iter(curves.values()))])
+    table = Table("push", *[_dose(point.coefficient) for point in next(iter(curves.values()))])
     for name, points in curves.items():
         table.add_row(name, *[f"{point.effect:+.2f}" for point in points])
         table.add_row(
             "[dim]random[/dim]", *[f"[dim]{point.control:+.2f}[/dim]" for point in points]
         )
     shown.print(table)
+
+
+def _dose(coefficient: float) -> str:
+    """With two digits behind the point, or as many as it has."""
+    return max(f"{coefficient:+.2f}", f"{coefficient:+g}", key=len)

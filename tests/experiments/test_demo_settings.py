@@ -21,7 +21,7 @@ def demo(name, tokenizer, layers=6):
     [
         ("llama", 2, 0.2, (-0.2, -0.1, 0.0, 0.1, 0.2)),
         ("gpt2", 2, 0.2, (-0.2, -0.1, 0.0, 0.1, 0.2)),
-        ("gemma3_text", 3, 0.05, (-0.05, -0.025, 0.0, 0.025, 0.05)),
+        ("gemma3_text", 3, 0.05, (-0.03, -0.015, 0.0, 0.015, 0.03)),
     ],
 )
 def test_setting_by_model(name, layer, push, doses):
@@ -34,7 +34,7 @@ def test_setting_by_model(name, layer, push, doses):
 def test_all_doses_go_as_far():
     assert Setting().coefficients(full=True) == COEFFICIENTS
     assert setting_for(tiny_decoder("gemma3_text")).coefficients(full=True) == (
-        -0.05, -0.025, -0.0125, 0.0, 0.0125, 0.025, 0.05,
+        -0.03, -0.015, -0.0075, 0.0, 0.0075, 0.015, 0.03,
     )  # fmt: skip
 
 
