@@ -51,7 +51,7 @@ def _shown(decoder: Decoder) -> bool:
 
     def last(ids: list[int], **more: Any) -> Tensor:
         given = torch.tensor([ids]).to(device)
-        output = decoder.module(input_ids=given, use_cache=False, return_dict=True, **more)
+        output = decoder.module.forward(input_ids=given, use_cache=False, return_dict=True, **more)
         return output[0][0, -1].double()  # type: ignore[no-any-return]
 
     own = attention_mask(mask[None, None], decoder, device)
