@@ -101,6 +101,15 @@ class InUse:
             "per prompt, or a single plan for all"
         )
 
+    def check_uncounted(self) -> None:
+        """SteerfastError where a plan asks where tokens are, and a cache does not say how many it holds."""
+        if self.by_position:
+            raise SteerfastError(
+                "this forward goes on with a cache that does not say how many tokens it holds, and a plan in use asks where "
+                "they are; call generate, run the loop in handle.generating(ids, mask), or pass the attention_mask of the "
+                "whole sequence"
+            )
+
     def check_lengths(self, batch: int) -> None:
         """ValueError unless the prompt lengths, if they are known, are those of a batch of this many rows."""
         if self.lengths is not None and len(self.lengths) != batch:

@@ -68,12 +68,7 @@ class Routing(Assigned):
             return self.buffers.idle(batch * length)
         inputs.check_mask_kind()
         if seen is None:
-            if in_use.by_position:
-                raise SteerfastError(
-                    "this forward goes on with a cache that does not say how many tokens it holds, and a plan in use asks where "
-                    "they are; call generate, run the loop in handle.generating(ids, mask), or pass the attention_mask of the "
-                    "whole sequence"
-                )
+            in_use.check_uncounted()
             seen = 0  # any position will do
         positions, real = positions_of(mask, batch, seen, length, device)
         ids = inputs.position_ids

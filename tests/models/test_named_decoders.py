@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import product
 
 import decoder_checks as checks
@@ -144,22 +143,10 @@ def test_lora(name):
     checks.steered(case_of(model))
 
 
-@pytest.mark.parametrize("package", ["torchao", "bitsandbytes"])
-def test_quantised_weights(package):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
+def test_int8_weights_of_torchao():
+    torchao = pytest.importorskip("torchao", reason="torchao is not installed")
     model = tiny_decoder("gemma2")
-    if package == "torchao":
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-        quantize_(model, Int8WeightOnlyConfig())
-    else:
-        from bitsandbytes.nn import Linear8bitLt
-
-        for layer in model.model.layers:
-            old = layer.mlp.down_proj
-            layer.mlp.down_proj = Linear8bitLt(old.in_features, old.out_features, bias=False)
-            layer.mlp.down_proj.weight.data = old.weight.data
+    torchao.quantization.quantize_(model, torchao.quantization.Int8WeightOnlyConfig())
     checks.steered(case_of(model))
 
 
