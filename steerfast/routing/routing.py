@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steerfast.errors import SteerfastError
 from steerfast.routing.assigned import Assigned
 from steerfast.routing.capture import capturing
 from steerfast.routing.inputs import Inputs

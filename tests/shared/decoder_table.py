@@ -20,7 +20,7 @@ from steerfast.decoders import find_decoder
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
 BEGIN, END = "<!-- decoders -->", "<!-- end of decoders -->"
-# A column of the table: the check that a tick stands for.
+# What each is tried with; the last column says all, or which not.
 COLUMNS: dict[str, Callable[[Case], None]] = {
     "idle": checks.idle_bitwise,
     "plans a row": checks.steered,
@@ -29,7 +29,8 @@ COLUMNS: dict[str, Callable[[Case], None]] = {
     "sweep": checks.sweep,
     "extraction": checks.extraction,
 }
-HEAD = ["model type", "decoder", "fused", "layer", "norm", "sites", *COLUMNS]
+HEAD = ["model type", "decoder", "fused", "layer", "norm", "sites", *COLUMNS]  # of a row
+SHOWN = ["model type", "fused", "layer", "norm", "sites", "right in"]  # of the page
 TICK, NOT = "✓", "–"
 
 
@@ -84,12 +85,33 @@ def committed() -> dict[str, list[str]]:
     text = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
     lines = [line for line in text.splitlines() if line.startswith("|")][2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {row[0]: [cell for cell in row if cell] for row in rows}
+    found = [_unfolded([cell for cell in row if cell]) for row in rows]
+    return {row[0]: row for row in found}
+
+
+def _folded(row: list[str]) -> list[str]:
+    """As the page shows it: model type and decoder in one, and what is not right in the last."""
+    if len(row) <= 2:
+        return row
+    ticks = dict(zip(COLUMNS, row[-len(COLUMNS) :], strict=True))
+    missing = [name for name, tick in ticks.items() if tick != TICK]
+    right = f"all but {', '.join(missing)}" if missing else "all"
+    return [f"{row[0]} ({row[1]})", *row[2 : -len(COLUMNS)], right]
+
+
+def _unfolded(row: list[str]) -> list[str]:
+    if len(row) <= 2:
+        return row
+    title, kind = row[0].rstrip(")").split(" (")
+    missing = row[-1].removeprefix("all").removeprefix(" but ").split(", ")
+    return [title, kind, *row[1:-1], *(NOT if name in missing else TICK for name in COLUMNS)]
 
 
 def rendered(rows: list[list[str]]) -> str:
-    lines = [HEAD, ["---"] * len(HEAD), *rows]
-    text = "\n".join("| " + " | ".join(row + [""] * (len(HEAD) - len(row))) + " |" for row in lines)
+    lines = [SHOWN, ["---"] * len(SHOWN), *map(_folded, rows)]
+    text = "\n".join(
+        "| " + " | ".join(row + [""] * (len(SHOWN) - len(row))) + " |" for row in lines
+    )
     fused = sum(row[2] == "all" for row in rows if len(row) > 2)
     steered = sum(len(row) > 2 for row in rows)
     head = (
