@@ -28,7 +28,7 @@ class LastLogits:
     last_only = True
 
     def __init__(self, head: Any) -> None:
-        self.head, self.width = head, int(head.weight.shape[0])
+        self.head, self.width = head, int(head.out_features)
 
     def __call__(self, normed: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
         return self.head(normed[:, -1]).float()  # type: ignore[no-any-return]

@@ -43,7 +43,7 @@ class _Given(nn.Module):
 
 
 class Projection:
-    """``projection(stream)``: logits [N, V] of N places whose decoder's result is [N, D].
+    """``projection(stream)``: logits [..., V] of places whose decoder's result is [..., D]. out_features: V.
 
     The model's own forward, on copies of the modules down to its decoder that share all else with it. Nothing of the model
     is changed. Raises SteerfastError for a model that makes no logits.
@@ -59,15 +59,16 @@ class Projection:
         self._kind = type(model).__name__
 
     def __call__(self, stream: Tensor) -> Tensor:
-        ids = torch.zeros((1, len(stream)), dtype=torch.int64, device=stream.device)
-        self._given.stream = stream[None]
+        flat = stream.flatten(0, -2)[None]
+        ids = torch.zeros(flat.shape[:2], dtype=torch.int64, device=stream.device)
+        self._given.stream = flat
         try:
             logits = getattr(self._shell(input_ids=ids, use_cache=False), "logits", None)
         finally:
             self._given.stream = None
         if not isinstance(logits, Tensor) or logits.shape[:2] != ids.shape:
             raise _headless(self._kind)
-        return logits[0]
+        return logits.reshape(*stream.shape[:-1], logits.shape[-1])
 
 
 def _headless(model: Any) -> SteerfastError:

@@ -27,7 +27,7 @@ class Logits:
 
     def __init__(self, head, last_only=True, longest=1):
         self.head, self.last_only, self.longest = head, last_only, longest
-        self.width = head.weight.shape[0] * (1 if last_only else longest)
+        self.width = head.out_features * (1 if last_only else longest)
 
     def __call__(self, normed, prompts):
         logits = self.head(normed)
