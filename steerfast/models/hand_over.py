@@ -75,10 +75,6 @@ class KernelNorm:
         # module, so that one has a forward of ours where attach found none. apart: the owner is another layer, and
         # hooks on it would see the stream first. ...: whatever stands there.
         self.owner_forward, self.norm_forward, self.apart = owner_forward, norm_forward, apart
-        self._weight: tuple[Tensor, int, Tensor] | None = None  # that of an offset, as it was made
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_weight": None}
 
     @classmethod
     def within(cls, layer: Any, name: str, forms: Mapping[type, NormForm]) -> KernelNorm | None:
@@ -114,22 +110,5 @@ class KernelNorm:
                 or (weight.dtype is not stream.dtype and weight.dtype is not torch.float32)
             ):
                 return None
-            taken = self._offset(weight, norm) if form.offset else weight
-        else:
-            taken = form.weight_of(norm, stream)
-        return Ready(norm, taken, form.eps_of(norm), form.order)
-
-    def _offset(self, weight: Tensor, norm: Any) -> Tensor:
-        """1 + w in float32, made anew when the weight has changed or gradients are wanted of it."""
-        if (
-            torch.compiler.is_compiling()
-            or weight.is_inference()
-            or (weight.requires_grad and torch.is_grad_enabled())
-        ):
-            return self.form.weight_of(norm, weight)
-        made = self._weight
-        if made is None or made[0] is not weight or made[1] != weight._version:
-            with torch.inference_mode(False), torch.no_grad():
-                made = weight, weight._version, self.form.weight_of(norm, weight)
-            self._weight = made
-        return made[2]
+        # An offset is added each time: weights that are written to through ``data`` leave no trace.
+        return Ready(norm, form.weight_of(norm, stream), form.eps_of(norm), form.order)

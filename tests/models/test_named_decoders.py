@@ -177,3 +177,25 @@ def test_an_encoder_s_states_are_not_left_out():
             pytest.raises(checks.SteerfastError, match=r"encoder_hidden_states.*steer resid_post"),
         ):
             run(encoder_hidden_states=states)
+
+
+@pytest.mark.parametrize("way", ["data", "in place", "loaded", "replaced"])
+def test_a_norm_with_an_offset_follows_its_weight(way):
+    """Gemma's 1 + w is made for the kernel; weights change in ways that leave no trace."""
+    model, stock = tiny_decoder("gemma2"), tiny_decoder("gemma2")
+    ids = torch.arange(3, 9)[None]
+    with attach(model) as handle, handle.use(None), torch.no_grad():
+        model(ids)
+        for one in (model, stock):
+            norms = [part.weight for name, part in one.named_modules() if "norm" in name]
+            for weight in norms:
+                if way == "data":
+                    weight.data.add_(0.5)
+                elif way == "in place":
+                    weight.add_(0.5)
+                elif way == "replaced":
+                    weight.data = weight.data + 0.5
+            if way == "loaded":
+                state = {n: v + 0.5 if "norm" in n else v for n, v in one.state_dict().items()}
+                one.load_state_dict(state)
+        torch.testing.assert_close(model(ids).logits, stock(ids).logits, rtol=1e-5, atol=1e-5)
