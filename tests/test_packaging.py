@@ -51,7 +51,8 @@ def test_a_pure_wheel_holds_everything(tmp_path):
         ),
         "steerfast/py.typed",
         "steerfast/cli/__init__.py",
-        "steerfast/models/llama.py",
+        "steerfast/models/decoder.py",
+        "steerfast/decoders/known.json",
     ]
     assert [name for name in wanted if name not in names] == []
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "kernels/"))]

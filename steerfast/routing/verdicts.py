@@ -127,7 +127,10 @@ class Verdicts:
         )
 
     def read(self, like: Tensor, rows: Rows) -> None:
-        """Note which tokens a forward shows to the conditions; ``PromptTokens.read`` says more."""
+        """Note which tokens a forward shows to the conditions; ``PromptTokens.read`` says more. Not where a graph is
+        captured: its replays judge anew."""
+        if capturing():
+            return
         decided = self.about[:, DECIDED_AT] != NOWHERE
         self._tokens.read(like, rows, torch.where(decided, self.about[:, LENGTH], 0))
 

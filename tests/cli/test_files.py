@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from steerfast import SteeringVector, load, load_plan, save
 from steerfast.cli import app
+
+gguf = pytest.importorskip("gguf")
 
 FILES = Path(__file__).parents[1] / "io" / "files"
 

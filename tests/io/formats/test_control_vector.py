@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import warnings
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,8 @@ from plain_steering import logits_with, steered_logits
 from tiny_llama import tiny_llama
 
 from steerfast import SteeringVector, load, save, steer
+
+gguf = pytest.importorskip("gguf")
 
 D = 16
 
