@@ -1,4 +1,4 @@
-"""Decoders: a model's layers found, their wiring proven.
+"""Layers of a model found, wiring proven.
 
 A wiring is read off from one short forward of the model's own layers, and proven on it: the kernels that would stand in for
 a layer's additions and norms make the same streams, to the bit. What has no wiring is steered behind its own forward.
