@@ -1,4 +1,4 @@
-"""Files: vectors and plans in our formats and in those of other libraries, and JSON of plans."""
+"""Files of vectors and plans, ours and those of other libraries."""
 
 from steerfast.io.loading import load
 from steerfast.io.plans import load_plan, plan_from_json, plan_to_json, save_plan
