@@ -1,4 +1,4 @@
-"""Files of vectors and plans, ours and those of other libraries."""
+"""Files of vectors and plans, of any library."""
 
 from steerfast.io.loading import load
 from steerfast.io.plans import load_plan, plan_from_json, plan_to_json, save_plan
