@@ -1,4 +1,4 @@
-"""Conformance: cases and laws that every backend is held to.
+"""Cases and laws that hold for every backend.
 
 For the tests, and for anybody who writes another backend:
 
