@@ -138,7 +138,7 @@ def _pairs(vectors: dict[str, SteeringVector]) -> Any:
 
 def _cosines(by_layer: dict[int, float | None]) -> str:
     if not by_layer:
-        return "no layer in common, or other hidden sizes"
+        return "no layer in common, or directions of other shapes"
     return ", ".join(
         f"{layer}: {'-' if value is None else f'{value:+.3f}'}" for layer, value in by_layer.items()
     )

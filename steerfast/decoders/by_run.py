@@ -13,8 +13,8 @@ from steerfast.decoders.embedded import enters_alone
 from steerfast.decoders.find import Decoder
 from steerfast.decoders.norms import NormForm, form_of
 from steerfast.decoders.prove import prove, prove_reader
-from steerfast.decoders.read import NotWired, untried, wiring_of
-from steerfast.decoders.replay import completed
+from steerfast.decoders.read import NotWired, untried
+from steerfast.decoders.replay import read_off
 from steerfast.decoders.survey import Found, Survey
 from steerfast.decoders.watch import PROMPT, LayerRun, Watched, undisturbed, watch
 from steerfast.errors import SteerfastError
@@ -120,11 +120,11 @@ def _found(
     try:
         if isinstance(step, Exception):
             raise NotWired(f"a single token behind its cache raises {type(step).__name__}")
-        wiring = completed(run, wiring_of(run))
+        wiring = read_off(run)
         prove(run, wiring, forms, ops)
         if step is not None:
             again = step.runs[number]
-            if completed(again, wiring_of(again)) != wiring:
+            if read_off(again) != wiring:
                 raise NotWired("it works otherwise for a single token behind a cache")
             prove(again, wiring, forms, ops)
         wiring = replace(wiring, untried=untried(wiring, [run] if step is None else [run, again]))

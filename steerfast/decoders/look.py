@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from steerfast.decoders.by_class import survey_by_class
 from steerfast.decoders.by_run import survey_by_run
 from steerfast.decoders.find import META, Decoder
@@ -19,7 +21,8 @@ def look(decoder: Decoder, ops: Any, *, prove: bool = True) -> Survey:
     """
     offloaded = any(part.device == META for part in decoder.module.parameters())
     if prove and not offloaded:
-        return survey_by_run(decoder, ops)
+        with torch.device("cpu"):  # what the caller would make tensors on is not where the model is
+            return survey_by_run(decoder, ops)
     found = survey_by_class(decoder)
     if found is not None:
         return found

@@ -49,6 +49,23 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
 
 
+def seen(value: Any) -> Seen | None:
+    """A stream, or the first of several things: floating point, [B, T, ...]."""
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    if not isinstance(value, Tensor) or value.ndim < 3 or not value.is_floating_point():
+        return None
+    return Seen(value, value.clone())
+
+
+def took(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int | str, Seen]:
+    """The streams among arguments, by position or name."""
+    given: dict[int | str, Any] = dict(enumerate(args))
+    given.update(kwargs)
+    looked = {at: seen(value) for at, value in given.items() if isinstance(value, Tensor)}
+    return {at: stream for at, stream in looked.items() if stream is not None}
+
+
 @dataclass
 class Call:
     """A part of a layer that ran. took: streams among its arguments, by position or name. gave: its first result."""
@@ -65,7 +82,7 @@ class Call:
         """Where it was given this very stream; None if nowhere."""
         if stream is None:
             return None
-        return next((at for at, seen in self.took.items() if seen.is_still(stream)), None)
+        return next((at for at, one in self.took.items() if one.is_still(stream)), None)
 
     @property
     def alone(self) -> bool:
@@ -108,53 +125,35 @@ class _Watch:
         self.open: list[LayerRun] = []
         self.thread = threading.get_ident()
 
-    def seen(self, value: Any) -> Seen | None:
-        """A stream: floating point, [B, T, ...]."""
-        if isinstance(value, (tuple, list)) and value:
-            value = value[0]
-        if not isinstance(value, Tensor) or value.ndim < 3 or not value.is_floating_point():
-            return None
-        return Seen(value, value.clone())
-
-    def took(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int | str, Seen]:
-        given: dict[int | str, Any] = dict(enumerate(args))
-        given.update(kwargs)
-        streams = {at: value for at, value in given.items() if isinstance(value, Tensor)}
-        looked = {at: self.seen(value) for at, value in streams.items()}
-        return {at: seen for at, seen in looked.items() if seen is not None}
-
     # -- hooks -----------------------------------------------------------------------------------------
 
     def layer_begins(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
-        took = self.took(args, kwargs)
-        run = LayerRun(layer, args, dict(kwargs), next(iter(took.values()), None))
+        run = LayerRun(layer, args, dict(kwargs), next(iter(took(args, kwargs).values()), None))
         self.found.runs.append(run)
         self.open.append(run)
 
     def layer_ends(self, layer: nn.Module, args: Any, output: Any) -> None:
         run = self.open.pop()
-        run.output, run.left = output, self.seen(output)
+        run.output, run.left = output, seen(output)
 
     def part_begins(
         self, layer: nn.Module, name: str, part: nn.Module, args: Any, kwargs: Any
     ) -> None:
         if self.open and self.open[-1].layer is layer:  # layers may share a part
-            self.open[-1].calls.append(
-                Call(name, part, args, dict(kwargs), self.took(args, kwargs))
-            )
+            self.open[-1].calls.append(Call(name, part, args, dict(kwargs), took(args, kwargs)))
 
     def part_ends(self, layer: nn.Module, part: nn.Module, args: Any, output: Any) -> None:
         if self.open and self.open[-1].layer is layer:
             call = next(c for c in reversed(self.open[-1].calls) if c.module is part)
-            call.output, call.gave = output, self.seen(output)
+            call.output, call.gave = output, seen(output)
 
     def reader_begins(self, name: str, part: nn.Module, args: Any, kwargs: Any) -> None:
-        for seen in self.took(args, kwargs).values():
-            self.found.readers.setdefault(name, seen)
+        for stream in took(args, kwargs).values():
+            self.found.readers.setdefault(name, stream)
 
     def embeds(self, part: nn.Module, args: Any, output: Any) -> None:
         if self.found.embedded is None:
-            self.found.embedded = self.seen(output)
+            self.found.embedded = seen(output)
 
     def install(self, stack: ExitStack) -> None:
         decoder = self.decoder
@@ -216,7 +215,7 @@ def tokens_for(decoder: Decoder) -> tuple[Tensor, Tensor]:
     """(ids, mask): three prompts and one more token of each."""
     vocabulary = _vocabulary(decoder)
     device = input_device(decoder) or torch.device("cpu")
-    ids = (torch.arange(2 * (PROMPT + 1)) * 7 + 3) % vocabulary
+    ids = (torch.arange(2 * (PROMPT + 1), device="cpu") * 7 + 3) % vocabulary
     ids = ids.reshape(2, PROMPT + 1)[[0, 1, 1]].to(device)
     ids[2, PROMPT - 1] = (ids[1, PROMPT - 1] + 1) % vocabulary
     mask = torch.ones_like(ids)
@@ -256,6 +255,6 @@ def _watched(decoder: Decoder, ids: Tensor, mask: Tensor, cache: Any) -> Watched
         output = decoder.module(
             input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True, **given
         )
-    watching.found.result = watching.seen(tuple(output.values())) if output else None
+    watching.found.result = seen(tuple(output.values())) if output else None
     watching.found.cache = named_cache(output)
     return watching.found

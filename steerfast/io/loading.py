@@ -56,7 +56,26 @@ class Wanted:
             raise ValueError(
                 "a target belongs to a feature of an SAE, and this is a vector; make a Term with it"
             )
+        self.check_layer(list(found.numbered))
         vector = found.vector(self.name or stem, self.layers_are, place)
+        return vector if self.name is None else _named(vector, self.name)
+
+    def check_layer(self, numbers: list[int]) -> None:
+        """ValueError for a layer that was given for what says its layers itself."""
+        if self.layer is not None and numbers != [self.layer]:
+            said = ", ".join(map(str, sorted(numbers)[:8])) + (", ..." if len(numbers) > 8 else "")
+            raise ValueError(
+                f"it says its layers itself ({said}), so that layer={self.layer} means nothing; leave it out, and take one layer by "
+                "vector.select([...])"
+            )
+
+    def check_native(self, vector: SteeringVector) -> SteeringVector:
+        """A vector of steerfast's own file, by the name that is wanted; ValueError for what it says itself."""
+        if self.target is not None:
+            raise ValueError(
+                "a target belongs to a feature of an SAE, and this is a vector; make a Term with it"
+            )
+        self.check_layer(list(vector.directions))
         return vector if self.name is None else _named(vector, self.name)
 
 
@@ -163,8 +182,7 @@ def _native(path: Path, wanted: Wanted) -> SteeringVector:
         raise ValueError(
             "its layers are outputs, as every steerfast vector's; leave out layers_are"
         )
-    vector = load_vector(path)
-    return vector if wanted.name is None else _named(vector, wanted.name)
+    return wanted.check_native(load_vector(path))
 
 
 def _json(path: Path, short: PurePosixPath, place: Place, wanted: Wanted) -> SteeringVector | Plan:
@@ -182,8 +200,7 @@ def _json(path: Path, short: PurePosixPath, place: Place, wanted: Wanted) -> Ste
     ):
         return wanted.vector(svec.find(data), place.path, short.stem)
     if isinstance(directions, dict):
-        vector = vector_from_json(data)
-        return vector if wanted.name is None else _named(vector, wanted.name)
+        return wanted.check_native(vector_from_json(data))
     raise ValueError(f"it holds neither a plan nor a vector; its keys are {', '.join(data)[:200]}")
 
 

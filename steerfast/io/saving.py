@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 from steerfast.io.formats import arrays, control_vector, pt_vectors, svec
+from steerfast.io.formats.found import MOST_LAYERS
 from steerfast.io.formats.layers import LayersAre, check_layers_are
 from steerfast.io.plans import save_plan
 from steerfast.io.vectors import save_vector
@@ -35,19 +36,27 @@ def save(
         return save_plan(x, path)
     if not isinstance(x, SteeringVector):
         raise TypeError(f"save writes a SteeringVector or a Plan, got {type(x).__name__}")
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise ValueError(
             f"a vector is written as {', '.join(SUFFIXES)}, and {path.name!r} names none of them"
         )
-    if path.suffix in (".safetensors", ".gguf"):
+    if suffix in (".safetensors", ".gguf"):
         if layers_are == "inputs":
-            raise ValueError(f"the layers of a {path.suffix} are outputs; leave out layers_are")
-        if path.suffix == ".safetensors":
+            raise ValueError(f"the layers of a {suffix} are outputs; leave out layers_are")
+        if suffix == ".safetensors":
             return save_vector(x, path)
+    last = max(x.directions) + (layers_are == "inputs")
+    if last >= MOST_LAYERS:
+        raise ValueError(
+            f"{x.name!r} would be written with layer {last}, and layers beyond {MOST_LAYERS - 1} are taken for a fault of the "
+            "file when it is read; .safetensors holds them"
+        )
+    if suffix == ".gguf":
         control_vector.write(x, path)
-    elif path.suffix == ".npz":
+    elif suffix == ".npz":
         arrays.write(x, path, layers_are or "outputs")
-    elif path.suffix == ".svec":
+    elif suffix == ".svec":
         svec.write(x, path, layers_are or "outputs")
     else:
         if x.stream_norms:

@@ -46,6 +46,8 @@ class SteeringVector:
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise ValueError(f"a vector needs a name, got {self.name!r}")
+        if self.stream_norms is None:
+            object.__setattr__(self, "stream_norms", {})
         given: Any = self.directions
         if not isinstance(
             given, Mapping

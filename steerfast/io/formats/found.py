@@ -31,7 +31,8 @@ class Found:
     def vector(self, name: str, layers_are: LayersAre | None, what: str) -> SteeringVector:
         """The vector, with layers by our convention. name: where the file has none."""
         directions, says = to_outputs(self.numbered, self.convention, layers_are, what)
-        provenance = {**self.provenance, "format": self.format, **says}
+        # What our own files say of where a vector comes from stays.
+        provenance = {"format": self.format, **says, **self.provenance}
         return SteeringVector(self.name or name, directions, self.stream_norms, provenance)
 
 

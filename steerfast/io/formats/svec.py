@@ -53,7 +53,9 @@ def find(data: dict[str, Any]) -> Found:
         )
     given = as_object(data.get("directions"), "'directions'")
     numbered = {
-        layer_number(as_layer(key, "'directions'"), "'directions'"): _direction(value, key)
+        layer_number(as_layer(key, "'directions'"), "'directions'"): _direction(
+            value, key, KEY in data
+        )
         for key, value in given.items()
     }
     if not numbered:
@@ -70,15 +72,15 @@ def find(data: dict[str, Any]) -> Found:
     return Found(FORMAT, convention, numbered, **said)
 
 
-def _direction(value: object, key: str) -> Tensor:
-    """[D], or [T, D] of several positions; AISteer360 writes [D] as [1, D]."""
+def _direction(value: object, key: str, ours: bool) -> Tensor:
+    """[D], or [T, D] of positions; AISteer360 writes [D] as [1, D], and we do not."""
     what = f"the direction of layer {key}"
     lines = as_list(value, what)
     if lines and isinstance(lines[0], list):
         table = [[as_number(one, what) for one in as_list(line, what)] for line in lines]
         if len({len(line) for line in table}) != 1:
             raise ValueError(f"{what} has lines of other lengths")
-        values = table[0] if len(table) == 1 else table
+        values = table[0] if len(table) == 1 and not ours else table
         return torch.tensor(values, dtype=torch.float32)
     if len(lines) > MOST_VALUES:
         raise ValueError(f"{what} has {len(lines)} values")
