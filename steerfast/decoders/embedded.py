@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steerfast.decoders.find import Decoder
-from steerfast.decoders.watch import PROMPT, Watched, tokens_for
+from steerfast.decoders.stood_in import stood_in_for
+from steerfast.decoders.watch import PROMPT, LayerRun, Watched, tokens_for
 
 
 def enters_alone(decoder: Decoder, watched: Watched) -> bool:
@@ -23,8 +23,10 @@ def enters_alone(decoder: Decoder, watched: Watched) -> bool:
     ids, mask = ids[:, :PROMPT], mask[:, :PROMPT]
     assert watched.embedded is not None
     others = watched.embedded.value + 1
+    given: list[Any] = []
+    giving = [_giving(run, given) for run in watched.runs]
     try:
-        with _stood_in_for(decoder, watched) as given:
+        with stood_in_for(zip(decoder.layers, giving, strict=True)):
             results = [
                 decoder.module(**one, attention_mask=mask, use_cache=False, return_dict=True)
                 for one in ({"input_ids": ids}, {"inputs_embeds": others})
@@ -35,31 +37,17 @@ def enters_alone(decoder: Decoder, watched: Watched) -> bool:
     return _same(given[:count], given[count:]) and _same(*(tuple(one.values()) for one in results))
 
 
-@contextmanager
-def _stood_in_for(decoder: Decoder, watched: Watched) -> Iterator[list[Any]]:
-    """Layers that give the same stream whatever they are given; in the list what each was given beside it."""
-    given: list[Any] = []
-    kept: list[tuple[nn.Module, Any]] = []
-    try:
-        for layer, run in zip(decoder.layers, watched.runs, strict=True):
-            in_tuple = isinstance(run.output, (tuple, list))
-            assert run.left is not None
-            stream = run.left.value
+def _giving(run: LayerRun, given: list[Any]) -> Callable[..., Any]:
+    """A layer that gives the same stream whatever it is given, and notes what that is beside the stream."""
+    in_tuple = isinstance(run.output, (tuple, list))
+    assert run.left is not None
+    stream = run.left.value
 
-            def forward(
-                *args: Any, stream: Tensor = stream, in_tuple: bool = in_tuple, **kwargs: Any
-            ) -> Any:
-                given.append((args[1:], dict(list(kwargs.items())[0 if args else 1 :])))
-                return (stream.clone(),) if in_tuple else stream.clone()
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given.append((args[1:], dict(list(kwargs.items())[0 if args else 1 :])))
+        return (stream.clone(),) if in_tuple else stream.clone()
 
-            kept.append((layer, layer.__dict__.get("forward")))
-            layer.__dict__["forward"] = forward
-        yield given
-    finally:
-        for layer, before in kept:
-            del layer.__dict__["forward"]
-            if before is not None:
-                layer.__dict__["forward"] = before
+    return forward
 
 
 def _same(one: Any, other: Any) -> bool:

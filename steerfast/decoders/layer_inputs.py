@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steerfast.decoders.find import Decoder
+from steerfast.decoders.stood_in import stood_in_for
 from steerfast.decoders.survey import Survey
 from steerfast.errors import SteerfastError
 
@@ -33,7 +33,8 @@ def layer_inputs(decoder: Decoder, survey: Survey, ids: Tensor) -> LayerInputs:
             "run the plans one by one, with attach"
         )
     taken: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    with _stood_in_for(decoder, survey, taken):
+    recording = [_recording(found.returns_tuple, taken) for found in survey.layers]
+    with stood_in_for(zip(decoder.layers, recording, strict=True)):
         decoder.module(input_ids=ids, use_cache=False)
     rows = len(ids)
     stream = taken[0][0][0] if taken[0][0] else next(iter(taken[0][1].values()))
@@ -49,27 +50,15 @@ def _without(kwargs: dict[str, Any], args: tuple[Any, ...]) -> dict[str, Any]:
     return kwargs if args else dict(list(kwargs.items())[1:])
 
 
-@contextmanager
-def _stood_in_for(decoder: Decoder, survey: Survey, taken: list[Any]) -> Iterator[None]:
-    layers = decoder.layers
-    kept: list[tuple[nn.Module, Any]] = []
-    try:
-        for layer, found in zip(layers, survey.layers, strict=True):
-            in_tuple = found.returns_tuple
+def _recording(in_tuple: bool, taken: list[Any]) -> Callable[..., Any]:
+    """A layer that passes its stream on, and notes what it was given."""
 
-            def forward(*args: Any, in_tuple: bool = in_tuple, **kwargs: Any) -> Any:
-                taken.append((args, kwargs))
-                stream = args[0] if args else next(iter(kwargs.values()))
-                return (stream,) if in_tuple else stream
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        taken.append((args, kwargs))
+        stream = args[0] if args else next(iter(kwargs.values()))
+        return (stream,) if in_tuple else stream
 
-            kept.append((layer, layer.__dict__.get("forward")))
-            layer.__dict__["forward"] = forward
-        yield
-    finally:
-        for layer, before in kept:
-            del layer.__dict__["forward"]
-            if before is not None:
-                layer.__dict__["forward"] = before
+    return forward
 
 
 def _for_any(given: Any, rows: int) -> Any:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from steerfast.decoders.read import NotWired, wiring_of
+from steerfast.decoders.stood_in import stood_in_for
 from steerfast.decoders.watch import Call, LayerRun, same_values, seen, took
 from steerfast.decoders.wiring import Wiring
 
@@ -63,21 +64,6 @@ class _Played:
         if isinstance(call.output, Tensor):
             return stream
         return type(call.output)((stream, *call.output[1:]))
-
-
-@contextmanager
-def _parts_stood_in_for(run: LayerRun, played: _Played) -> Iterator[None]:
-    parts = list(dict.fromkeys(call.module for call in run.calls))
-    kept = [(part, part.__dict__.get("forward")) for part in parts]
-    try:
-        for part in parts:
-            part.__dict__["forward"] = played.forward_of(part)
-        yield
-    finally:
-        for part, forward in kept:
-            part.__dict__.pop("forward", None)
-            if forward is not None:
-                part.__dict__["forward"] = forward
 
 
 @contextmanager
@@ -147,7 +133,8 @@ def _again(run: LayerRun, forward: Any, *, probing: bool) -> tuple[LayerRun, set
     again = LayerRun(run.layer, args, dict(kwargs), seen(stream), played.calls)
     if probing:
         kwargs[_PROBE] = object()
-    with _parts_stood_in_for(run, played):
+    parts = dict.fromkeys(call.module for call in run.calls)
+    with stood_in_for([(part, played.forward_of(part)) for part in parts]):
         try:
             again.output = forward(run.layer, *args, **kwargs)
         except NotWired:
