@@ -31,8 +31,8 @@ class Found:
     def vector(self, name: str, layers_are: LayersAre | None, what: str) -> SteeringVector:
         """The vector, with layers by our convention. name: where the file has none."""
         directions, says = to_outputs(self.numbered, self.convention, layers_are, what)
-        # What our own files say of where a vector comes from stays.
-        provenance = {"format": self.format, **says, **self.provenance}
+        # Of this file; what it was converted from before is told by nothing but what else its provenance says.
+        provenance = {**self.provenance, "format": self.format, **says}
         return SteeringVector(self.name or name, directions, self.stream_norms, provenance)
 
 

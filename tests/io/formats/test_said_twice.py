@@ -49,8 +49,5 @@ def test_layers_that_would_not_be_read_are_not_written(suffix, tmp_path):
     assert load(big).directions.keys() == {1500}
 
 
-def test_where_a_vector_comes_from_survives_conversion(tmp_path):
-    first = load(save(V, tmp_path / "v.pt"))
-    second = load(save(first, tmp_path / "v.NPZ"))
-    assert second.provenance["layer_convention"] == first.provenance["layer_convention"]
-    assert second.provenance["format"] == first.provenance["format"]
+def test_the_suffix_may_be_in_capitals(tmp_path):
+    assert load(save(V, tmp_path / "v.NPZ")).directions.keys() == {1, 2}
