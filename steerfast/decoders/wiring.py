@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -99,24 +99,30 @@ def branch_of(output: Any) -> Tensor:
 
 
 class Body:
-    """A step's modules of one layer, bound: ``run(normed, given)`` is the branch, before it is scaled."""
+    """A step's modules of one layer, bound: ``run(normed, given)`` is the branch, scaled. Runs at every step of a model, and so
+    keeps at hand what it needs."""
 
     def __init__(self, layer: Any, step: Step) -> None:
         self.layer, self.step = layer, step
+        self.alone = step.stream is None and not (step.arguments or step.constants or step.rest)
 
     def run(self, normed: Tensor, given: Mapping[str, Any], rest: Mapping[str, Any]) -> Tensor:
         """given: the layer's arguments by name. rest: those that it was given beyond its own."""
         step, parts = self.step, self.layer._modules
-        keywords: dict[str, Any] = {name: given[source] for name, source in step.arguments}
-        keywords.update(step.constants)
-        if step.rest:
-            keywords.update(rest)
-        body: Callable[..., Any] = parts[step.body]
-        if step.stream is None:
-            branch = branch_of(body(normed, **keywords))
+        if self.alone:
+            output = parts[step.body](normed)
         else:
-            keywords[step.stream] = normed
-            branch = branch_of(body(**keywords))
+            keywords: dict[str, Any] = {name: given[source] for name, source in step.arguments}
+            if step.constants:
+                keywords.update(step.constants)
+            if rest and step.rest:
+                keywords.update(rest)
+            if step.stream is None:
+                output = parts[step.body](normed, **keywords)
+            else:
+                keywords[step.stream] = normed
+                output = parts[step.body](**keywords)
+        branch: Tensor = output if isinstance(output, Tensor) else output[0]
         for name in step.after:
             branch = parts[name](branch)
         return branch if step.scale is None else branch * getattr(self.layer, step.scale)

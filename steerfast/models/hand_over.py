@@ -102,6 +102,7 @@ class KernelNorm:
         ):
             return None
         form = self.form
+        taken: Tensor | None = None
         if form.weighted:
             weight = norm._parameters.get("weight")
             if (
@@ -110,5 +111,8 @@ class KernelNorm:
                 or (weight.dtype is not stream.dtype and weight.dtype is not torch.float32)
             ):
                 return None
-        # An offset is added each time: weights that are written to through ``data`` leave no trace.
-        return Ready(norm, form.weight_of(norm, stream), form.eps_of(norm), form.order)
+            taken = weight
+        if taken is None or form.offset:
+            # An offset is added each time: weights that are written to through ``data`` leave no trace.
+            taken = form.weight_of(norm, stream)
+        return Ready(norm, taken, getattr(norm, form.eps), form.order)

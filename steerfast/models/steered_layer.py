@@ -68,7 +68,8 @@ class SteeredLayer:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's contract in transformers: a stream in, a stream out."""
         self = standing_in(self)
-        stream, *more = args if args else (kwargs.pop(self.stream_name),)  # type: ignore[assignment]
+        stream = args[0] if args else kwargs.pop(self.stream_name)
+        more = args[1:]
         given: dict[str, Any] = {**self.defaults, **kwargs}
         rest: dict[str, Any] = {}
         if more:
