@@ -60,6 +60,7 @@ class Recorded(TorchDispatchMode):
             self._calls.append((func, args, kwargs, out))
         return out
 
+    @torch.no_grad()  # nothing of a graph is differentiated
     def replay(self) -> None:
         for func, args, kwargs, out in self._calls:
             again = func(*args, **kwargs)

@@ -46,11 +46,9 @@ class NormForm:
         if not self.weighted:
             return torch.ones(stream.shape[-1], dtype=stream.dtype, device=stream.device)
         weight: Tensor = norm.weight
-        return (
-            1.0 + weight.float()
-            if self.offset and weight.dtype is not torch.float64
-            else (1.0 + weight if self.offset else weight)
-        )
+        if not self.offset:
+            return weight
+        return 1.0 + (weight if weight.dtype is torch.float64 else weight.float())
 
 
 def form_of(norm: nn.Module) -> NormForm | None:
@@ -95,9 +93,8 @@ def _bare(norm: nn.Module) -> nn.Module | None:
     for name in ("forward", "_hf_hook", "_old_forward"):
         trial.__dict__.pop(name, None)
     trial.training = False
-    if hasattr(
-        trial, "normalized_shape"
-    ):  # torch's own modules compare it with what they are given
+    # torch's own modules compare it with what they are given.
+    if hasattr(trial, "normalized_shape"):
         trial.__dict__["normalized_shape"] = (_WIDTH,)
     return trial
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from steerfast.decoders.watch import Call, LayerRun, Seen, same_values
-from steerfast.decoders.wiring import Constant, Step, Wiring, branch_of
+from steerfast.decoders.wiring import Constant, Step, Wiring
 
 
 class NotWired(Exception):
@@ -135,7 +135,6 @@ def _step(
     scale: str | None,
     given: Arguments,
 ) -> Step:
-    branch_of(body.output)
     keywords = keywords_of(body, at)
     arguments: list[tuple[str, str]] = []
     constants: list[tuple[str, Constant]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,16 +53,21 @@ class Wanted:
         self.name, self.layer, self.layers_are, self.target = name, layer, layers_are, target
 
     def vector(self, found: Found, place: str, stem: str) -> SteeringVector:
+        """What a reader has found, as a vector."""
+        self._check(list(found.numbered))
+        return self._named(found.vector(self.name or stem, self.layers_are, place))
+
+    def native(self, vector: SteeringVector) -> SteeringVector:
+        """A vector of steerfast's own file."""
+        self._check(list(vector.directions))
+        return self._named(vector)
+
+    def _check(self, numbers: list[int]) -> None:
+        """ValueError for what was said beside a vector that is none of its, or that it says itself."""
         if self.target is not None:
             raise ValueError(
                 "a target belongs to a feature of an SAE, and this is a vector; make a Term with it"
             )
-        self.check_layer(list(found.numbered))
-        vector = found.vector(self.name or stem, self.layers_are, place)
-        return vector if self.name is None else _named(vector, self.name)
-
-    def check_layer(self, numbers: list[int]) -> None:
-        """ValueError for a layer that was given for what says its layers itself."""
         if self.layer is not None and numbers != [self.layer]:
             said = ", ".join(map(str, sorted(numbers)[:8])) + (", ..." if len(numbers) > 8 else "")
             raise ValueError(
@@ -69,14 +75,8 @@ class Wanted:
                 "vector.select([...])"
             )
 
-    def check_native(self, vector: SteeringVector) -> SteeringVector:
-        """A vector of steerfast's own file, by the name that is wanted; ValueError for what it says itself."""
-        if self.target is not None:
-            raise ValueError(
-                "a target belongs to a feature of an SAE, and this is a vector; make a Term with it"
-            )
-        self.check_layer(list(vector.directions))
-        return vector if self.name is None else _named(vector, self.name)
+    def _named(self, vector: SteeringVector) -> SteeringVector:
+        return vector if self.name is None else replace(vector, name=self.name)
 
 
 def load(
@@ -182,7 +182,7 @@ def _native(path: Path, wanted: Wanted) -> SteeringVector:
         raise ValueError(
             "its layers are outputs, as every steerfast vector's; leave out layers_are"
         )
-    return wanted.check_native(load_vector(path))
+    return wanted.native(load_vector(path))
 
 
 def _json(path: Path, short: PurePosixPath, place: Place, wanted: Wanted) -> SteeringVector | Plan:
@@ -200,7 +200,7 @@ def _json(path: Path, short: PurePosixPath, place: Place, wanted: Wanted) -> Ste
     ):
         return wanted.vector(svec.find(data), place.path, short.stem)
     if isinstance(directions, dict):
-        return wanted.check_native(vector_from_json(data))
+        return wanted.native(vector_from_json(data))
     raise ValueError(f"it holds neither a plan nor a vector; its keys are {', '.join(data)[:200]}")
 
 
@@ -272,12 +272,6 @@ def _tensors(given: Mapping[Any, Any]) -> dict[Any, Any]:
         key: torch.from_numpy(one) if isinstance(one, np.ndarray) else one
         for key, one in given.items()
     }
-
-
-def _named(vector: SteeringVector, name: str) -> SteeringVector:
-    from dataclasses import replace
-
-    return replace(vector, name=name)
 
 
 def _safetensors(place: Place, opened: ExitStack) -> Any:

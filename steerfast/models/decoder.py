@@ -14,7 +14,7 @@ from steerfast.decoders.find import Decoder, input_device
 from steerfast.errors import SteerfastError
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.forwards import Forwards
-from steerfast.models.hand_over import KernelNorm, watched_everywhere
+from steerfast.models.hand_over import KernelNorm, steered, watched_everywhere
 from steerfast.models.outer_mask import mask_of
 from steerfast.models.plain_layer import PlainLayer
 from steerfast.models.prompt_mark import mark
@@ -132,11 +132,9 @@ class SteeredModel:
         """There is no branch to add yet, but a norm to hand over."""
         ops, site = self.forwards.ops, now.steering(0)
         norm = None if self.first is None or not now.fusing else self.first.ready(stream)
-        if norm is None:
-            stream = ops.steer(stream, site)
-        else:
-            stream, normed = ops.steer_rms_norm(stream, norm.weight, norm.eps, site, norm.order)
-            now.offer(stream, norm.norm, norm.narrowed(normed, stream))
+        stream, normed = steered(ops, stream, None, site, norm)
+        if norm is not None and normed is not None:
+            now.offer(stream, norm.norm, normed)
         now.measure(stream, 0)
         return stream
 

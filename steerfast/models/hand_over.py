@@ -12,6 +12,7 @@ from torch.nn.modules import module as torch_module
 from steerfast.decoders.norms import NormForm
 from steerfast.models.rebind import stands
 from steerfast.ops.forms import NormOrder
+from steerfast.ops.records import Steering
 
 
 def _only_reads(hook: Any) -> bool:
@@ -54,6 +55,24 @@ class Ready(NamedTuple):
     def narrowed(self, normed: Tensor, stream: Tensor) -> Tensor:
         """As the module returns it: one that rounds once does so to its input's dtype, whatever that of its weight."""
         return normed.to(stream.dtype) if self.order == "fp32" else normed
+
+
+def steered(
+    ops: Any, stream: Tensor, branch: Tensor | None, site: Steering, norm: Ready | None
+) -> tuple[Tensor, Tensor | None]:
+    """(the stream, steered; its norm, or None), in one launch. branch: what is added to the stream first, if anything is.
+    norm: the one that follows, where a kernel may compute it."""
+    if norm is None:
+        if branch is None:
+            return ops.steer(stream, site), None
+        return ops.steer_add(branch, stream, site), None
+    if branch is None:
+        stream, normed = ops.steer_rms_norm(stream, norm.weight, norm.eps, site, norm.order)
+    else:
+        stream, normed = ops.steer_add_rms_norm(
+            branch, stream, norm.weight, norm.eps, site, norm.order
+        )
+    return stream, norm.narrowed(normed, stream)
 
 
 class KernelNorm:

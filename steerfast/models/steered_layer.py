@@ -19,7 +19,7 @@ from steerfast.decoders.wiring import Body, Wiring
 from steerfast.errors import SteerfastError
 from steerfast.models.forward_pass import ForwardPass
 from steerfast.models.forwards import Forwards
-from steerfast.models.hand_over import KernelNorm, Ready, unobserved
+from steerfast.models.hand_over import KernelNorm, Ready, steered, unobserved
 from steerfast.models.plain_layer import steered_output
 from steerfast.models.rebind import standing_in, stands
 from steerfast.ops.records import Steering
@@ -156,16 +156,10 @@ class SteeredLayer:
                     following = None if between is None else between.ready(stream)
                 elif hand_over:
                     following = self._next_norm(stream)
+            added: Tensor | None = branch
             if number == last and self.wiring.factor is not None:
-                scaled = (stream + branch) * getattr(layer, self.wiring.factor)
-                stream, normed = _steered(ops, scaled, steering(site), following)
-            elif following is None:
-                stream, normed = ops.steer_add(branch, stream, steering(site)), None
-            else:
-                stream, made = ops.steer_add_rms_norm(
-                    branch, stream, following.weight, following.eps, steering(site), following.order
-                )
-                normed = following.narrowed(made, stream)
+                stream, added = (stream + branch) * getattr(layer, self.wiring.factor), None
+            stream, normed = steered(ops, stream, added, steering(site), following)
             if number == last and following is not None and normed is not None:
                 now.offer(stream, following.norm, normed)
             now.measure(stream, site)
@@ -177,18 +171,6 @@ class SteeredLayer:
         if not stands(self.own_forward, layer.__dict__.get("forward")) or not unobserved(layer):
             return None
         return None if self.next is None else self.next.ready(stream)
-
-
-def _steered(
-    ops: Any, stream: Tensor, site: Steering, following: Any
-) -> tuple[Tensor, Tensor | None]:
-    """A stream that is formed already, steered, and the norm that follows, if it may be computed."""
-    if following is None:
-        return ops.steer(stream, site), None
-    stream, normed = ops.steer_rms_norm(
-        stream, following.weight, following.eps, site, following.order
-    )
-    return stream, following.narrowed(normed, stream)
 
 
 def _checkpoints_in_call(layer: nn.Module) -> bool:

@@ -19,6 +19,7 @@ from steerfast.decoders.layer_inputs import layer_inputs
 from steerfast.decoders.look import look
 from steerfast.decoders.survey import closed_sites
 from steerfast.models.checks import check_decoder, check_peft
+from steerfast.models.hand_over import steered
 from steerfast.ops import backends
 from steerfast.ops.implementations import implementation
 from steerfast.ops.records import Steering
@@ -163,24 +164,13 @@ class ForkedPass:
         self, at: int, stream: Tensor, route: RowRoute, branch: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """A stream (and the branch that it is waiting for) steered at a stop, and what the next part reads."""
-        stop, ops = self.stops[at], self.ops
-        steering = self._steering(route, stop.site)
+        stop = self.stops[at]
         if branch is not None and stop.factor is not None:
             stream, branch = stop.sum(stream, branch), None
         norm = None if stop.norm is None else stop.norm.ready(stream)
-        if norm is None:
-            if branch is None:
-                stream = ops.steer(stream, steering)
-            else:
-                stream = ops.steer_add(branch, stream, steering)
-            return stream, stop.next_input(stream)
-        if branch is None:
-            stream, normed = ops.steer_rms_norm(stream, norm.weight, norm.eps, steering, norm.order)
-        else:
-            stream, normed = ops.steer_add_rms_norm(
-                branch, stream, norm.weight, norm.eps, steering, norm.order
-            )
-        return stream, norm.narrowed(normed, stream)
+        steering = self._steering(route, stop.site)
+        stream, normed = steered(self.ops, stream, branch, steering, norm)
+        return stream, stop.next_input(stream) if normed is None else normed
 
     def _split(self, row: Branch, at: int) -> list[tuple[int, ...]]:
         if self.forking:

@@ -16,11 +16,10 @@ import torch
 from steerfast.io.formats.about import KEY, about_text, read_about
 from steerfast.io.formats.found import Found, layer_number, rows
 from steerfast.io.formats.layers import (
-    INPUTS,
     OUTPUTS,
     Convention,
     LayersAre,
-    check_layers_are,
+    convention_named,
     from_outputs,
 )
 from steerfast.io.formats.npz import ArrayFile, read_npy
@@ -85,8 +84,9 @@ def _one(array: np.ndarray[Any, Any], what: str, layer: int | None) -> Found:
 
 def _ours(file: ArrayFile) -> Found:
     said = file.text(KEY)
-    layers_are = file.text("layers_are") if "layers_are" in file.names else "outputs"
-    check_layers_are(layers_are)
+    convention = convention_named(
+        file.text("layers_are") if "layers_are" in file.names else "outputs"
+    )
     found = {}
     for name in file.names:
         if name in (KEY, "layers_are"):
@@ -95,9 +95,7 @@ def _ours(file: ArrayFile) -> Found:
         if match is None or not name.startswith("direction."):
             raise ValueError(f"it has an array {name[:80]!r}; a vector's are 'direction.<layer>'")
         found[layer_number(int(match[1]), "it")] = _tensor(file.whole(name), name)
-    return Found(
-        "steerfast .npz", OUTPUTS if layers_are == "outputs" else INPUTS, found, **read_about(said)
-    )
+    return Found("steerfast .npz", convention, found, **read_about(said))
 
 
 def _tensor(array: np.ndarray[Any, Any], what: str) -> torch.Tensor:

@@ -43,6 +43,12 @@ def check_layers_are(given: object) -> None:
         )
 
 
+def convention_named(given: object) -> Convention:
+    """The one that a file of ours names; ValueError as of ``check_layers_are``."""
+    check_layers_are(given)
+    return OUTPUTS if given == "outputs" else INPUTS
+
+
 def to_outputs(
     numbered: Mapping[int, Tensor], usual: Convention, given: LayersAre | None, what: str
 ) -> tuple[dict[int, Tensor], dict[str, Any]]:
@@ -55,7 +61,7 @@ def to_outputs(
     check_layers_are(given)
     convention = usual
     if given is not None and given != usual.layers_are:
-        convention = OUTPUTS if given == "outputs" else INPUTS
+        convention = convention_named(given)
     elif given is None and not usual.sure:
         other = "inputs" if usual.layers_are == "outputs" else "outputs"
         warnings.warn(

@@ -15,14 +15,7 @@ from torch import Tensor
 
 from steerfast.io.formats.about import KEY, about, read_about
 from steerfast.io.formats.found import MOST_VALUES, Found, layer_number
-from steerfast.io.formats.layers import (
-    INPUTS,
-    OUTPUTS,
-    Convention,
-    LayersAre,
-    check_layers_are,
-    from_outputs,
-)
+from steerfast.io.formats.layers import Convention, LayersAre, convention_named, from_outputs
 from steerfast.io.strict import as_layer, as_list, as_number, as_object, read
 from steerfast.io.whole import written_whole
 from steerfast.plans.vector import SteeringVector
@@ -64,9 +57,7 @@ def find(data: dict[str, Any]) -> Found:
     convention = CONVENTION
     if KEY in data:
         said = read_about(data[KEY])
-        layers_are = data[KEY].get("layers_are", "outputs")
-        check_layers_are(layers_are)
-        convention = OUTPUTS if layers_are == "outputs" else INPUTS
+        convention = convention_named(data[KEY].get("layers_are", "outputs"))
     elif isinstance(data.get("model_type"), str):
         said = {"provenance": {"model_type": data["model_type"]}}
     return Found(FORMAT, convention, numbered, **said)

@@ -25,15 +25,8 @@ def gemma_scope_2(folder):
     """google/gemma-scope-2-*: resid_post/layer_17_width_16k_l0_medium/params.safetensors, config.json beside it."""
     folder = folder / "resid_post" / "layer_17_width_16k_l0_medium"
     folder.mkdir(parents=True)
-    tensors = {
-        "w_enc": W_ENC,
-        "w_dec": W_DEC,
-        "b_enc": B_ENC,
-        "b_dec": B_DEC,
-        "threshold": THRESHOLD,
-    }
     save_file(
-        {name: one.contiguous() for name, one in tensors.items()}, folder / "params.safetensors"
+        {name: one.contiguous() for name, one in TENSORS.items()}, folder / "params.safetensors"
     )
     said = {
         "hf_hook_point_in": "model.layers.17.output",
@@ -182,6 +175,9 @@ def goodfire(folder):
     return path, 19, (STREAMS @ W_ENC + B_ENC).relu()
 
 
+TENSORS = {"w_enc": W_ENC, "w_dec": W_DEC, "b_enc": B_ENC, "b_dec": B_DEC, "threshold": THRESHOLD}
+
+
 def jumprelu(z, threshold):
     return torch.where(z > threshold, z, 0.0)
 
@@ -237,15 +233,8 @@ def test_a_clamped_feature_steers(tmp_path):
 
 
 def test_bfloat16_is_read_as_it_is(tmp_path):
-    tensors = {
-        "w_enc": W_ENC,
-        "w_dec": W_DEC,
-        "b_enc": B_ENC,
-        "b_dec": B_DEC,
-        "threshold": THRESHOLD,
-    }
     path = tmp_path / "layer_3.safetensors"
-    save_file({name: one.bfloat16() for name, one in tensors.items()}, path)
+    save_file({name: one.bfloat16() for name, one in TENSORS.items()}, path)
     assert torch.equal(load(f"{path}#2").at(3), W_DEC[2].bfloat16().float())
 
 
